@@ -6,8 +6,11 @@ use std::io::Write as _;
 use peelfs::codec::{LayerDecoder, Limits, Mark, OutputBuffer, StartKind, Status};
 use peelfs::descriptor::{Compression, Descriptor, MediaType};
 use peelfs::digest::{Algorithm, Digest};
-use peelfs::documents::{IndexArtifact, PushedBlob, PushedIndex};
-use peelfs::layer::{Check, IndexedLayer, LayerTree, Proof, Span, TarWalker, WindowAt, write_index};
+use peelfs::documents::{IndexArtifact, PushedBlob, PushedIndex, PushedWindows};
+use peelfs::layer::{
+    Check, IndexedLayer, LayerIndex, LayerTree, Proof, Span, TarWalker, WindowAt, WindowsBlob, write_index,
+    write_without_windows,
+};
 use peelfs_loopback::image::{Family, Image, ImageBuilder, IndexBuilder, Layer, LayerBuilder, Packing};
 use peelfs_loopback::soci::{Soci, SociBuilder};
 use peelfs_loopback::tar::{Entry, Header, append_end, append_padded, append_pax};
@@ -110,8 +113,10 @@ fn checkpoints_inside_blocks() -> Vec<Vec<u8>> {
 fn pushed() -> Vec<Vec<u8>> {
     let of = |text: &str| Digest::of(Algorithm::Sha256, text.as_bytes());
     let blob = |name| PushedBlob { digest: of(name), size: 9, decoded: 90 };
-    let index = PushedIndex { layer: of("layer"), version: 2, blob: blob("index") };
-    let artifact = IndexArtifact { layers: vec![index], profiles: Some(blob("profiles")) };
+    let whole = PushedIndex { layer: of("layer"), version: 2, blob: blob("index"), windows: None };
+    let windows = Some(PushedWindows { digest: of("windows"), size: 7 });
+    let head = PushedIndex { layer: of("another"), version: 3, blob: blob("head"), windows };
+    let artifact = IndexArtifact { layers: vec![whole, head], profiles: Some(blob("profiles")) };
     let (media_type, annotations) = (MediaType::OciManifest, BTreeMap::new());
     let subject = Descriptor { media_type, digest: of("image"), size: 5, data: None, annotations };
     let created = "2026-01-01T00:00:00Z";
@@ -242,7 +247,19 @@ fn pax_entry(records: &[u8], body: &[u8]) -> Vec<u8> {
 }
 
 fn indexes() -> Vec<Vec<u8>> {
-    tars().iter().map(|tar| index(tar)).collect()
+    let whole: Vec<_> = tars().iter().map(|tar| index(tar)).collect();
+    let heads: Vec<_> = whole.iter().map(|index| without_windows(index)).collect();
+    [whole, heads].concat()
+}
+
+/// An index whose windows are in a blob of their own.
+fn without_windows(index: &[u8]) -> Vec<u8> {
+    let index = LayerIndex::open(index.to_vec()).expect("the seed is good");
+    let (mut windows, mut head) = (Vec::new(), Vec::new());
+    index.copy_windows(&mut windows).expect("the seed is good");
+    let blob = WindowsBlob { digest: Digest::of(Algorithm::Sha256, &windows), size: windows.len() as u64 };
+    write_without_windows(&index, &blob, &mut head).expect("the seed is small");
+    head
 }
 
 /// The index of a layer, with a span and a window.

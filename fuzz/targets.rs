@@ -17,7 +17,7 @@ use peelfs::documents::{
 use peelfs::layer::foreign::{Bounds, ForeignLayer, estargz as stargz, soci, zstd_chunked};
 use peelfs::layer::{
     Entry, EntryId, IndexedLayer, Kind, LayerIndex, LayerTree, Limits, Proof, TarWalker, write_index,
-    write_index_of_bodies,
+    write_index_of_bodies, write_with_windows,
 };
 use peelfs::offsets::{BlobOffset, DecodedOffset, FileOffset};
 use peelfs::platform::Platform;
@@ -75,7 +75,7 @@ pub fn pushed(data: &[u8]) {
     let subject = Digest::of(Algorithm::Sha256, b"image");
     let _ = (SociIndex::parse(data, None), SociIndex::parse(data, Some(&subject)), SociPrefetch::parse(data));
     let Ok(artifact) = IndexArtifact::parse(data, &subject) else { return };
-    assert!(artifact.layers.len() <= 1001);
+    assert!(artifact.layers.len() <= 2001);
     let subject = Descriptor::new(MediaType::OciManifest, subject, 5);
     let written = artifact.manifest(&subject, "2026-01-01T00:00:00Z");
     assert_eq!(IndexArtifact::parse(&written, &subject.digest).as_ref(), Ok(&artifact));
@@ -114,7 +114,15 @@ pub fn index(data: &[u8]) {
             assert!(end.0 <= entry.size().max(range.start), "extents end with the file");
         }
     }
+    let blob = index.windows_blob();
+    if let Ok(Some(blob)) = &blob {
+        let _ = index.check_windows_within(blob.size);
+        // None of its windows is right.
+        let _ = write_with_windows(&index, |_, _| Ok(()), &mut std::io::sink());
+    }
     for id in (0..=index.span_count()).take(ASKED).map(SpanId) {
+        let is_window = index.is_window(id, b"window");
+        assert!(is_window.is_err() || !matches!(blob, Ok(None)), "windows are in the index or elsewhere");
         if let Ok(Some(window)) = index.window(id) {
             let kind = index.span(id).expect("it has a window").kind;
             let _ = Window::from_bytes(kind, &window);
@@ -283,7 +291,9 @@ pub fn sealed_index(data: &[u8]) -> Vec<u8> {
     }
     let mut footer: [u8; FOOTER] = footer.try_into().expect("it was cut to this length");
     footer[..8].copy_from_slice(b"PEELIDX\n");
-    footer[8..12].copy_from_slice(&1_u32.to_le_bytes());
+    footer[8..12].copy_from_slice(&LayerIndex::VERSION_WITHOUT_WINDOWS.to_le_bytes());
+    // No name stands before it.
+    footer[474..476].fill(0);
     footer[16..24].copy_from_slice(&(body.len() as u64).to_le_bytes());
     hasher.update(&footer[..FOOTER - 32]);
     footer[FOOTER - 32..].copy_from_slice(hasher.finalize().as_bytes());

@@ -214,6 +214,9 @@ fn damage(layer: &Digest, checked: &CheckedLayer) -> Vec<String> {
     if checked.misshapen {
         found.push(format!("content of layer {layer}: its files do not match its index"));
     }
+    if checked.damaged_windows > 0 {
+        found.push(format!("{} decoder windows of layer {layer}", checked.damaged_windows));
+    }
     found.extend(checked.damaged_passthrough_copies.iter().map(|entry| format!("file {entry} of layer {layer}")));
     found.extend(checked.damaged.iter().map(|span| format!("span {span} of layer {layer}")));
     found

@@ -49,7 +49,8 @@ fn push(image: &ImageArgs, to: Option<&RegistryName>, key: Option<&PrivateKey>) 
     let image = specs::image(image)?;
     let pushed = process::runtime(process::Purpose::Reading)?.block_on(push::push(&image, to, key, tell))?;
     drop(meter);
-    let Pushed { place, artifact, layers, left_out, sent, sent_bytes, index_bytes, layer_bytes, .. } = pushed;
+    let Pushed { place, artifact, layers, left_out, sent, sent_bytes, index_bytes, window_bytes, layer_bytes, .. } =
+        pushed;
     note_left_out(left_out);
     let (indexes, profiles) =
         (text::count(layers as u64, "layer"), if pushed.profiles { ", and its profiles" } else { "" });
@@ -59,8 +60,12 @@ fn push(image: &ImageArgs, to: Option<&RegistryName>, key: Option<&PrivateKey>) 
     let share = 100.0 * index_bytes as f64 / layer_bytes.max(1) as f64;
     let (sent, sent_bytes, index_bytes) =
         (text::count(sent as u64, "blob"), text::size(sent_bytes), text::size(index_bytes));
+    let windows = match window_bytes {
+        0 => String::new(),
+        bytes => format!(", and {} of decoder windows, fetched where they are needed", text::size(bytes)),
+    };
     say(&format!("pushed the indexes of {indexes}{profiles} to {place}: {artifact}"))?;
-    say(&format!("{index_bytes}, {share:.2} % of its layers; {sent} sent, {sent_bytes}"))
+    say(&format!("{index_bytes}, {share:.2} % of its layers{windows}; {sent} sent, {sent_bytes}"))
 }
 
 /// Pushes a SOCI index of an image.
@@ -99,10 +104,16 @@ fn note_left_out(layers: usize) {
 fn index_file(command: &CarryCommand) -> Result<(), Report> {
     match command {
         CarryCommand::Export { image, file } => {
-            let opened =
-                process::runtime(process::Purpose::Reading)?.block_on(open::open_alone(&specs::image(image)?))?;
+            let image = specs::image(image)?;
+            let (opened, layers) = process::runtime(process::Purpose::Reading)?.block_on(async {
+                let opened = open::open_alone(&image).await?;
+                let layers = layers(&opened);
+                let windows = opened.pushed.as_ref().and_then(|pushed| pushed.window_source());
+                content::complete_indexes(&opened.store, &layers, windows.as_ref()).await?;
+                Ok::<_, Report>((opened, layers))
+            })?;
             export(file, |out| {
-                let left_out = content::export_indexes(&opened.store, &layers(&opened), out)?;
+                let left_out = content::export_indexes(&opened.store, &layers, out)?;
                 note_left_out(left_out);
                 Ok(())
             })

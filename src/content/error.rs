@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::windows::WindowsError;
 use crate::codec::CodecError;
 use crate::digest::Digest;
 use crate::layer::IndexError;
@@ -32,13 +33,22 @@ pub enum ReadError {
         #[source]
         cause: Arc<CodecError>,
     },
-    /// The layer's bytes are not those that its table of contents says. It is read as a whole, and then the read can be
-    /// tried again.
-    #[error("the table of contents of layer {layer} is wrong")]
+    /// A window that is needed to decode cannot be had.
+    #[error("windows of layer {layer} cannot be fetched")]
+    Windows {
+        /// The layer's blob.
+        layer: Digest,
+        /// Why.
+        #[source]
+        cause: Arc<WindowsError>,
+    },
+    /// The index of the layer, which was not made here, cannot be used any more. The layer is read as a whole, and then the
+    /// read can be tried again.
+    #[error("the index of layer {layer} is not used any more")]
     Refuted {
         /// The layer's blob.
         layer: Digest,
-        /// What has come of its bytes.
+        /// Why: what has come of the layer's bytes, or of windows.
         #[source]
         cause: Arc<Self>,
     },

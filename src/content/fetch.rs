@@ -5,13 +5,15 @@
 //! and delivered to the waiting readers while later spans are still in flight. Spans that another process or mount
 //! fetches are awaited for a limited time; those of another process are then taken from the store.
 
+use std::collections::VecDeque;
 use std::ops::Range;
+use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::activity::{Cause, LayerActivity, Reason};
@@ -21,6 +23,7 @@ use super::in_flight::{Arrival, Locked, Outcome};
 use super::open_layer::OpenLayer;
 use super::scope::MountScope;
 use super::spans;
+use super::windows::WindowSource;
 use crate::codec::{CodecError, LayerDecoder, Limits, Mark, OutputBuffer, StartKind, Status};
 use crate::descriptor::{Compression, Descriptor};
 use crate::layer::{IndexError, Span, Stream};
@@ -37,6 +40,8 @@ pub(super) struct Fetcher {
     pub(super) scope: Arc<MountScope>,
     blob: Descriptor,
     source: Arc<dyn BlobSource>,
+    /// Has the windows of indexes that are in blobs of their own.
+    windows: Option<WindowSource>,
     /// What this mount fetches of the layer.
     pub(super) activity: Arc<LayerActivity>,
     /// Held by the request that receives the whole blob, if the source ignores ranges.
@@ -108,6 +113,20 @@ struct Incoming<'a> {
     all: Option<SemaphorePermit<'a>>,
 }
 
+/// A response, and its pieces.
+struct Body<'a> {
+    what: Incoming<'a>,
+    pieces: Pieces,
+}
+
+/// Pieces of a response.
+struct Pieces {
+    /// Those that came before they could be decoded.
+    held: VecDeque<Result<Untrusted<Bytes>, SourceError>>,
+    stream: ByteStream,
+    ended: bool,
+}
+
 /// Result of requesting a run.
 enum Requested<'a> {
     Receiving(Incoming<'a>, ByteStream),
@@ -140,11 +159,20 @@ impl Fetcher {
     pub(super) fn new(
         layer: Arc<OpenLayer>,
         blob: Descriptor,
-        source: Arc<dyn BlobSource>,
+        (source, windows): (Arc<dyn BlobSource>, Option<WindowSource>),
         scope: Arc<MountScope>,
     ) -> Self {
         let activity = scope.activity().layer(&blob.digest);
-        Self { layer, scope, blob, source, activity, taking_all: Semaphore::new(1), last_error: Mutex::default() }
+        Self {
+            layer,
+            scope,
+            blob,
+            source,
+            windows,
+            activity,
+            taking_all: Semaphore::new(1),
+            last_error: Mutex::default(),
+        }
     }
 
     /// The error of the last failed read, if nothing has arrived since that disproves it.
@@ -282,6 +310,10 @@ impl Fetcher {
         join: Join,
         cause: Cause,
     ) -> Result<Reserved, ReadError> {
+        if self.layer.is_refuted() {
+            let (layer, cause) = (self.blob.digest.clone(), Arc::new(self.ended()));
+            return Err(ReadError::Refuted { layer, cause });
+        }
         let around = SpanRange::new(wanted.end, end);
         let cached = self.layer.content.generations(around);
         let absent = around.iter().zip(cached).filter(|(_, cached)| cached.is_none()).map(|(span, _)| span);
@@ -442,7 +474,11 @@ impl Fetcher {
             ReadError::Index { cause, .. } => !cause.is_damage(),
             _ => false,
         };
-        if is_wrong && self.layer.refute(&error) {
+        let is_given_up = match &error {
+            ReadError::Windows { cause, .. } => self.layer.lacks_windows(cause),
+            error => is_wrong && self.layer.refute(error),
+        };
+        if is_given_up {
             error = ReadError::Refuted { layer: self.blob.digest.clone(), cause: Arc::new(error) };
         }
         let open = self.give_up(run, |_| true);
@@ -481,26 +517,13 @@ impl Fetcher {
         on_link: &mut Option<OwnedSemaphorePermit>,
         senders: &mut SentBy,
     ) -> Result<(), ReadError> {
-        let source_error = |cause: SourceError| {
-            let (layer, cause) = (self.blob.digest.clone(), Arc::new(cause));
-            ReadError::Source { layer, cause }
-        };
         let (start, bytes) = self.to_decode(range_of(run)).map_err(|cause| self.layer.index_error(cause))?;
 
         // Ask first: the runtime has a bounded number of threads, and none should wait for an unreachable source.
         let spans = SpanRange::new(start, range_of(run).end);
-        let (Incoming { spans, rest, all }, mut stream) = loop {
-            if let Requested::Receiving(incoming, stream) =
-                self.ask(run, spans, bytes.clone()).await.map_err(source_error)?
-            {
-                break (incoming, stream);
-            }
-            *on_link = None;
-            if self.wait_for_another(run).await {
-                return Ok(());
-            }
-        };
-        *senders = stream.senders();
+        let Some(mut body) = self.begin(run, on_link, spans, &bytes).await? else { return Ok(()) };
+        let Incoming { spans, rest, all } = body.what;
+        *senders = body.pieces.stream.senders();
         let (sender, receiver) = mpsc::channel(PIECES_AHEAD);
         let decoding = {
             let (fetcher, run) = (Arc::clone(self), Arc::clone(run));
@@ -512,8 +535,8 @@ impl Fetcher {
             })
         };
         let mut received = 0;
-        while let Some(piece) = stream.next().await {
-            let piece = piece.map_err(source_error)?;
+        while let Some(piece) = body.pieces.next().await {
+            let piece = piece.map_err(|cause| self.source_error(cause))?;
             received += piece.length();
             if let Some(room) = on_link {
                 drop(room.split((received >> 10).min(room.num_permits())));
@@ -525,6 +548,69 @@ impl Fetcher {
         }
         drop(sender);
         decoding.await.map_err(|_| self.ended())?
+    }
+
+    /// Fetches the windows of `spans` that are in a blob of their own and not here, for requests to come. `begun` is dropped as
+    /// soon as these wait for it.
+    pub(super) async fn windows_ahead(&self, spans: &[SpanId], begun: oneshot::Sender<()>) {
+        if let Err(error) = self.layer.fetch_windows_of(spans, self.windows.as_ref(), Some(begun)).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::debug!(layer = %self.blob.digest, error, "windows are not fetched ahead");
+        }
+    }
+
+    /// Requests `spans`, which lie in these `bytes`, and the windows that they are decoded with; `None` if another request has
+    /// brought them.
+    async fn begin(
+        self: &Arc<Self>,
+        run: &SpanRun,
+        on_link: &mut Option<OwnedSemaphorePermit>,
+        spans: SpanRange,
+        bytes: &Range<BlobOffset>,
+    ) -> Result<Option<Body<'_>>, ReadError> {
+        let asked = async {
+            loop {
+                if let Requested::Receiving(what, stream) =
+                    self.ask(run, spans, bytes.clone()).await.map_err(|cause| self.source_error(cause))?
+                {
+                    return Ok::<_, ReadError>(Some((what, stream)));
+                }
+                *on_link = None;
+                if self.wait_for_another(run).await {
+                    return Ok(None);
+                }
+            }
+        };
+        let mut asked = std::pin::pin!(asked);
+        // Asked for at the same time: no round trip is added.
+        let mut windows = std::pin::pin!(self.layer.fetch_windows(spans, self.windows.as_ref()));
+        let mut are_here = None;
+        let asked = loop {
+            tokio::select! {
+                biased;
+                asked = &mut asked => break asked?,
+                fetched = &mut windows, if are_here.is_none() => are_here = Some(fetched),
+            }
+        };
+        let Some((what, stream)) = asked else { return Ok(None) };
+        if matches!(are_here, Some(Err(_))) {
+            // If one registry has both, one outage ended both, and is over.
+            windows.set(self.layer.fetch_windows(spans, self.windows.as_ref()));
+            are_here = None;
+        }
+        let mut pieces = Pieces { held: VecDeque::new(), stream, ended: false };
+        // All of the blob is decoded from its beginning.
+        if what.all.is_none() {
+            match are_here {
+                Some(fetched) => fetched?,
+                None => pieces.hold_until(windows).await?,
+            }
+        }
+        Ok(Some(Body { what, pieces }))
+    }
+
+    fn source_error(&self, cause: SourceError) -> ReadError {
+        ReadError::Source { layer: self.blob.digest.clone(), cause: Arc::new(cause) }
     }
 
     /// Requests `range`, which holds `spans`. A source that ignores ranges would send the whole blob again for each
@@ -757,6 +843,40 @@ impl Fetcher {
     }
 }
 
+impl Pieces {
+    /// The next one.
+    async fn next(&mut self) -> Option<Result<Untrusted<Bytes>, SourceError>> {
+        match self.held.pop_front() {
+            Some(piece) => Some(piece),
+            None if self.ended => None,
+            None => self.stream.next().await,
+        }
+    }
+
+    /// Holds what comes until the `windows` are there that it is decoded with.
+    ///
+    /// A short transfer has a place in a queue until all of it has come, and windows wait in the same queue.
+    async fn hold_until(
+        &mut self,
+        mut windows: Pin<&mut impl Future<Output = Result<(), ReadError>>>,
+    ) -> Result<(), ReadError> {
+        let mut bytes = 0;
+        loop {
+            tokio::select! {
+                biased;
+                fetched = &mut windows => return fetched,
+                piece = self.stream.next(), if !self.ended && bytes < HELD => match piece {
+                    Some(piece) => {
+                        bytes += piece.as_ref().map_or(0, Untrusted::length);
+                        self.held.push_back(piece);
+                    }
+                    None => self.ended = true,
+                },
+            }
+        }
+    }
+}
+
 /// The spans of a run; the run is not empty.
 fn range_of(run: &SpanRun) -> SpanRange {
     SpanRange::new(run[0].span, run[run.len() - 1].span.next())
@@ -771,5 +891,7 @@ const SHORTEST_LOOK: Duration = Duration::from_millis(1);
 const LONGEST_LOOK: Duration = Duration::from_millis(16);
 /// Pieces of a body held between the network and the decoder.
 const PIECES_AHEAD: usize = 8;
+/// Bytes of a body that are held until windows have come: those of a short transfer.
+const HELD: usize = 1 << 20;
 /// Decoded bytes produced at a time.
 pub(super) const OUTPUT: usize = 256 << 10;

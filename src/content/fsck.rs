@@ -23,6 +23,8 @@ pub struct CheckedLayer {
     pub damaged: Vec<SpanId>,
     /// Entries whose passthrough copy was damaged.
     pub damaged_passthrough_copies: Vec<u32>,
+    /// Cached decoder windows that were damaged; all of the layer's were removed then.
+    pub damaged_windows: u32,
     /// The content file had another size than the index says, so all content was dropped.
     pub misshapen: bool,
     /// Bytes of content that no index in the store describes: those of an index that is in the memory of a process alone.
@@ -33,7 +35,11 @@ pub struct CheckedLayer {
 impl CheckedLayer {
     /// Whether no damage was found.
     pub fn is_intact(&self) -> bool {
-        self.index.is_none() && self.damaged.is_empty() && self.damaged_passthrough_copies.is_empty() && !self.misshapen
+        self.index.is_none()
+            && self.damaged.is_empty()
+            && self.damaged_passthrough_copies.is_empty()
+            && self.damaged_windows == 0
+            && !self.misshapen
     }
 }
 
@@ -82,6 +88,18 @@ fn check_index(store: &Store, blob: &Digest, name: IndexName<'_>, found: &mut Ch
             return Ok(());
         }
     };
+    match check_windows(store, &index) {
+        Ok(0) => {}
+        Ok(damaged) => {
+            store.drop_windows(blob);
+            found.damaged_windows += damaged;
+        }
+        Err(error) => {
+            store.drop_index(name);
+            found.index = Some(error.to_string());
+            return Ok(());
+        }
+    }
     let (layer, size, map) = (name_of(&index), index.layer().decoded_size, map_of(&index));
     match store.content_shape(layer, size, map) {
         Shape::Absent => {
@@ -108,6 +126,23 @@ fn check_index(store: &Store, blob: &Digest, name: IndexName<'_>, found: &mut Ch
         }
     }
     Ok(())
+}
+
+/// Compares cached windows with the index, if it has them in a blob of their own; returns how many are damaged.
+fn check_windows(store: &Store, index: &LayerIndex) -> Result<u32, IndexError> {
+    if index.windows_blob()?.is_none() {
+        return Ok(0);
+    }
+    let Some(windows) = store.existing_windows(&index.layer().blob) else { return Ok(0) };
+    let (mut damaged, mut window) = (0, Vec::new());
+    for span in index.spans().iter() {
+        let Some(at) = index.span(span)?.window else { continue };
+        window.resize(at.len as usize, 0);
+        // What is not cached is a hole, or behind the end; no window consists of zeros.
+        let is_cached = windows.read_exact_at(&mut window, at.start).is_ok() && window.iter().any(|byte| *byte != 0);
+        damaged += u32::from(is_cached && !index.is_window(span, &window)?);
+    }
+    Ok(damaged)
 }
 
 /// Compares passthrough copies with the spans, which were checked before.

@@ -14,6 +14,7 @@
 //! | `passthrough_copy`, `sealed` | copies of large files, and whole layers, for the kernel |
 //! | [`fsck`], `evict_content`, `superseded`, `transfer` | upkeep: check, evict, drop what an index has left, export and import |
 //! | `pushed`, `pushed_error`, `referrer` | indexes that other machines have pushed to a registry |
+//! | `windows` | the decoder windows of such an index, fetched where they are needed |
 //! | `soci`, `soci_referrers`, `soci_error`, `ztoc` | zTOCs: indexes that SOCI has made of a layer, and making them for it |
 //!
 //! Files import each other by name, and in one direction only (`tests/layering.rs`).
@@ -63,6 +64,7 @@ mod spans;
 mod superseded;
 mod toc;
 mod transfer;
+mod windows;
 mod ztoc;
 
 pub use activity::{Activity, ByReason, Cause, FileActivity, LayerActivity, LayerCounts, Reason};
@@ -93,5 +95,6 @@ pub use shared::{SharedLayer, SharedLayers};
 pub use soci::BoundSoci;
 pub use soci_error::{NoIndex, SociError};
 pub use superseded::{drop_superseded, tidy};
-pub use transfer::{Imported, TransferError, export_indexes, import_indexes};
+pub use transfer::{Imported, TransferError, complete_indexes, export_indexes, import_indexes};
+pub use windows::{WindowSource, WindowsError};
 pub use ztoc::{ZtocError, make_ztoc};

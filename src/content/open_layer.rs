@@ -14,12 +14,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 
 use super::block_sums::{self, BLOCK, BlockSums};
 use super::error::ReadError;
 use super::in_flight::InFlight;
 use super::spans::{self, Stored};
-use crate::codec::Window;
+use super::windows::{LayerWindows, WindowSource, WindowsError};
+use crate::codec::{StartKind, Window};
 use crate::digest::Digest;
 use crate::layer::{EntryId, IndexError, LayerIndex, Proof, Span, Stream};
 use crate::offsets::DecodedOffset;
@@ -36,14 +38,23 @@ pub struct OpenLayer {
     verified: BlockSums,
     pub(super) in_flight: InFlight,
     pub(super) counters: Counters,
+    /// If they are in a blob of their own.
+    windows: Option<LayerWindows>,
     /// The span at which the search for something to evict continues.
     evict_cursor: AtomicU32,
     /// Trusted passthrough copies, each with the stamp of the file when it was compared.
     pub(super) passthrough_copies: Mutex<HashMap<EntryId, Stamp>>,
-    /// The layer's bytes are not those that its table of contents says.
-    refuted: OnceLock<Box<str>>,
+    /// The layer's bytes are not those that its index says, or windows cannot be had.
+    refuted: OnceLock<GivenUp>,
     /// The layer's tar is what its index says.
     confirmed: AtomicBool,
+}
+
+/// Why an index is not used any more.
+struct GivenUp {
+    why: Box<str>,
+    /// The layer has other bytes than it says.
+    is_wrong: bool,
 }
 
 /// Counters of a layer's reads.
@@ -52,6 +63,7 @@ pub(super) struct Counters {
     pub(super) looks: AtomicU64,
     pub(super) fetched_spans: AtomicU64,
     pub(super) fetched_bytes: AtomicU64,
+    window_bytes: AtomicU64,
     repeated_spans: AtomicU64,
     damaged_spans: AtomicU64,
     unkept_spans: AtomicU64,
@@ -67,6 +79,9 @@ pub struct ContentStats {
     pub fetched_spans: u64,
     /// Blob bytes requested for them.
     pub fetched_bytes: u64,
+    /// Bytes of decoder windows that were fetched for them, if these are in a blob of their own.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub window_bytes: u64,
     /// Fetched spans that were already cached on arrival, as when two processes fetch the same span.
     pub repeated_spans: u64,
     /// Spans found damaged in the store and fetched again.
@@ -105,6 +120,8 @@ impl OpenLayer {
     pub(super) fn new(index: Arc<LayerIndex>, store: &Arc<Store>) -> Self {
         let (spans, confirmed) = (index.span_count(), index.proof().is_confirmed());
         let content = store.content_on_demand(name_of(&index), index.layer().decoded_size, map_of(&index));
+        // If that is damaged, the index says so wherever a window is asked for.
+        let windows = LayerWindows::of(&index, store).ok().flatten();
         Self {
             index,
             content,
@@ -112,6 +129,7 @@ impl OpenLayer {
             verified: BlockSums::new(spans),
             in_flight: InFlight::default(),
             counters: Counters::default(),
+            windows,
             evict_cursor: AtomicU32::new(0),
             passthrough_copies: Mutex::default(),
             refuted: OnceLock::new(),
@@ -119,39 +137,77 @@ impl OpenLayer {
         }
     }
 
-    /// Whether the index, made elsewhere or of a table of contents, has turned out to be wrong about the layer.
+    /// Whether the index, made elsewhere or of a table of contents, has turned out to be wrong about the layer, or cannot be
+    /// used for another reason.
     pub fn is_refuted(&self) -> bool {
         self.refuted().is_some()
     }
 
     /// How that was found.
     pub fn refuted(&self) -> Option<&str> {
-        self.refuted.get().map(|why| &**why)
+        self.refuted.get().map(|given_up| &*given_up.why)
+    }
+
+    /// Whether it was wrong about the layer, so that nothing of it is believed any more.
+    pub fn is_wrong(&self) -> bool {
+        self.refuted.get().is_some_and(|given_up| given_up.is_wrong)
     }
 
     /// The layer's bytes are not those that the index says, for a reason `why`. If it was made elsewhere, or of a table of
     /// contents, it is not used any more, and `true` returned.
     pub(super) fn refute(&self, why: &(dyn std::error::Error + 'static)) -> bool {
-        let Proof::Vouched { format, .. } = self.index.proof() else { return false };
-        if self.refuted.set(format!("it is wrong about the layer: {why}").into()).is_ok() {
-            let (layer, format, error) = (self.blob(), format.name(), why);
+        let given_up = GivenUp { why: format!("it is wrong about the layer: {why}").into(), is_wrong: true };
+        self.give_up(given_up, || {
+            let (layer, format, error) = (self.blob(), self.format(), why);
             // The reader gets its bytes, so nothing else reports it.
             tracing::warn!(
                 %layer, format, error,
                 "an index that was not made here is wrong about its layer; all of the layer is read instead"
             );
-            let name = match self.index.stream() {
-                Stream::Blob => IndexName::of_file(layer),
-                Stream::Tar | Stream::Bodies => layer.into(),
-            };
-            for name in name.alternatives() {
-                let stored = self.store.index(name).and_then(|file| LayerIndex::open(file).ok());
-                if stored.is_some_and(|stored| stored.proof() == self.index.proof()) {
-                    self.store.drop_index(name);
-                }
+            self.drop_stored();
+        })
+    }
+
+    /// Windows of the index cannot be had, for a reason `why`. Nothing more is fetched by it, and `true` returned.
+    pub(super) fn lacks_windows(&self, why: &(dyn std::error::Error + 'static)) -> bool {
+        let given_up = GivenUp { why: format!("its windows cannot be fetched: {why}").into(), is_wrong: false };
+        self.give_up(given_up, || {
+            let (layer, format, error) = (self.blob(), self.format(), why);
+            tracing::warn!(
+                %layer, format, error,
+                "windows of an index that was not made here cannot be fetched; all of the layer is read instead"
+            );
+        })
+    }
+
+    fn format(&self) -> &'static str {
+        match self.index.proof() {
+            Proof::Vouched { format, .. } => format.name(),
+            Proof::Built | Proof::Unproven => "own index",
+        }
+    }
+
+    fn give_up(&self, given_up: GivenUp, tell: impl FnOnce()) -> bool {
+        let is_of_others = matches!(self.index.proof(), Proof::Vouched { .. });
+        if is_of_others && self.refuted.set(given_up).is_ok() {
+            tell();
+        }
+        is_of_others
+    }
+
+    /// Removes the index from the cache, so that no other process uses it.
+    fn drop_stored(&self) {
+        let layer = self.blob();
+        let name = match self.index.stream() {
+            Stream::Blob => IndexName::of_file(layer),
+            Stream::Tar | Stream::Bodies => layer.into(),
+        };
+        for name in name.alternatives() {
+            let stored = self.store.index(name).and_then(|file| LayerIndex::open(file).ok());
+            if stored.is_some_and(|stored| stored.proof() == self.index.proof()) {
+                self.store.drop_index(name);
             }
         }
-        true
     }
 
     /// Whether the layer's tar was compared with the index: in a first pass, or since.
@@ -181,6 +237,7 @@ impl OpenLayer {
             looks: read(&self.counters.looks),
             fetched_spans: read(&self.counters.fetched_spans),
             fetched_bytes: read(&self.counters.fetched_bytes),
+            window_bytes: read(&self.counters.window_bytes),
             repeated_spans: read(&self.counters.repeated_spans),
             damaged_spans: read(&self.counters.damaged_spans),
             unkept_spans: read(&self.counters.unkept_spans),
@@ -214,10 +271,53 @@ impl OpenLayer {
     /// A span and its window.
     pub(super) fn start_of(&self, span: SpanId) -> Result<(Span, Window), ReadError> {
         let known = self.span(span)?;
-        let window = self.index.window(span).map_err(|cause| self.index_error(cause))?.unwrap_or_default();
+        let window = match &self.windows {
+            // It was fetched with the request for the span.
+            Some(windows) => {
+                let blob = || WindowsError::Others { blob: self.blob().clone() };
+                let window = windows.get(span).map_err(|cause| self.index_error(cause))?;
+                window.ok_or_else(|| self.windows_error(blob()))?
+            }
+            None => self.index.window(span).map_err(|cause| self.index_error(cause))?.unwrap_or_default().into(),
+        };
         let window = Window::from_bytes(known.kind, &window)
             .map_err(|_| self.index_error(IndexError::Malformed { what: "a window does not unpack" }))?;
         Ok((known, window))
+    }
+
+    /// Fetches what decoding of `spans`, from the first one on, needs of windows that are in a blob of their own.
+    pub(super) async fn fetch_windows(&self, spans: SpanRange, source: Option<&WindowSource>) -> Result<(), ReadError> {
+        if self.windows.is_none() {
+            return Ok(());
+        }
+        let mut needed = vec![spans.start];
+        // Decoding begins anew at each block of a zstd frame.
+        if self.span(spans.start)?.kind == StartKind::Block {
+            for next in SpanRange::new(spans.start.next(), spans.end).iter() {
+                needed.extend((self.span(next)?.kind == StartKind::Block).then_some(next));
+            }
+        }
+        self.fetch_windows_of(&needed, source, None).await
+    }
+
+    /// Fetches the windows of `spans` that are in a blob of their own and not here; see [`LayerWindows::fetch`].
+    pub(super) async fn fetch_windows_of(
+        &self,
+        spans: &[SpanId],
+        source: Option<&WindowSource>,
+        begun: Option<oneshot::Sender<()>>,
+    ) -> Result<(), ReadError> {
+        let Some(windows) = &self.windows else { return Ok(()) };
+        let fetched = windows.fetch(spans, source, begun).await.map_err(|cause| self.windows_error(cause))?;
+        self.counters.window_bytes.fetch_add(fetched, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn windows_error(&self, cause: WindowsError) -> ReadError {
+        match cause {
+            WindowsError::Index(cause) => self.index_error(cause),
+            cause => ReadError::Windows { layer: self.blob().clone(), cause: Arc::new(cause) },
+        }
     }
 
     /// Number of blob bytes that hold some spans.
@@ -496,6 +596,11 @@ impl Look<'_> {
             Ok(Ok(changed))
         })
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
+fn is_none(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 /// The layer's name in the store.

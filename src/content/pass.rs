@@ -28,7 +28,7 @@ use super::pass_schedule::{ScheduledPass, ThreadPriority};
 use super::peek::Peeked;
 use super::pushed::PushedIndexes;
 use super::soci::BoundSoci;
-use super::superseded::replaced_by_pass;
+use super::superseded::{drop_unneeded_windows, replaced_by_pass};
 use crate::codec::{
     CodecError, Filled, LayerDecoder, Limits as CodecLimits, Mark, OutputBuffer, Status, Window, WindowPacker,
     compression_of,
@@ -507,8 +507,8 @@ impl FirstPass {
         if let Some(index) = self.made(store) {
             return Ok(index);
         }
-        let mut spans = walked.spans;
-        walked.windows.assign(&mut spans);
+        let (mut spans, mut windows) = (walked.spans, walked.windows);
+        windows.assign(&mut spans);
         let layer = IndexedLayer {
             blob: self.layer.blob.digest.clone(),
             blob_size: self.layer.blob.size,
@@ -517,7 +517,7 @@ impl FirstPass {
         };
         let stream = if self.layer.file().is_some() { Stream::Blob } else { Stream::Tar };
         let write = |mut out: &mut dyn Write| {
-            write_index_of(stream, &tree, &spans, &walked.windows.bytes, &layer, &Proof::Built, &mut out)
+            write_index_of(stream, &tree, &spans, &windows.bytes, &layer, &Proof::Built, &mut out)
         };
         let mut content = walked.content;
         let mut kept = self.store_index(store, walked.index_file, write);
@@ -540,6 +540,7 @@ impl FirstPass {
                 if let Some(diff_id) = &replaced {
                     store.drop_content_of(LayerName { blob: &layer.blob, diff_id });
                 }
+                drop_unneeded_windows(store, &layer.blob);
                 if let Some(index) = self.made(store) {
                     return Ok(index);
                 }

@@ -142,8 +142,8 @@ impl PackedWindows {
         }
     }
 
-    /// Tells each span its window.
-    pub(super) fn assign(&self, spans: &mut [Span]) {
+    /// Tells each span its window, and drops those behind the last one that a span has.
+    pub(super) fn assign(&mut self, spans: &mut [Span]) {
         for (number, place) in &self.places {
             // A mark at the very end of the stream begins no span.
             if let Some(span) = spans.get_mut(*number) {
@@ -162,6 +162,8 @@ impl PackedWindows {
                 (span.kind, span.window) = (StartKind::Continued, None);
             }
         }
+        let used = spans.iter().filter_map(|span| span.window).map(|window| window.start + u64::from(window.len)).max();
+        self.bytes.truncate(used.unwrap_or(0) as usize);
     }
 }
 
@@ -186,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_start_inside_a_block_without_its_codes_is_continued() {
-        let windows = PackedWindows { bytes: vec![0], places: vec![(1, WindowAt { start: 0, len: 1 })] };
+        let mut windows = PackedWindows { bytes: vec![0], places: vec![(1, WindowAt { start: 0, len: 1 })] };
         let mut spans = [StartKind::Member, StartKind::InsideBlock, StartKind::InsideBlock].map(span);
         windows.assign(&mut spans);
         assert_eq!(spans.map(|span| span.kind), [StartKind::Member, StartKind::InsideBlock, StartKind::Continued]);
@@ -196,7 +198,7 @@ mod tests {
     fn a_block_without_a_window_makes_all_blocks_continued() {
         let of = |places: &[usize]| {
             let place = |number: &usize| (*number, WindowAt { start: 0, len: 1 });
-            let windows = PackedWindows { bytes: vec![0], places: places.iter().map(place).collect() };
+            let mut windows = PackedWindows { bytes: vec![0], places: places.iter().map(place).collect() };
             let mut spans = [StartKind::Frame, StartKind::Block, StartKind::Continued, StartKind::Block].map(span);
             windows.assign(&mut spans);
             spans.map(|span| (span.kind, span.window.is_some()))

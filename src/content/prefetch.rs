@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::activity::{Cause, Reason};
@@ -78,6 +79,7 @@ async fn replay(image: &Digest, layers: &[Arc<LayerReader>]) -> Result<(), ReadE
         let Some(run) = profile.of(image) else { continue };
         let spans = run.spans(reader.index()).map_err(|cause| layer.index_error(cause))?;
         reader.scheduler.demand.mark_in_profile(spans.iter().map(|(_, span)| *span));
+        windows_ahead(reader, &spans).await;
         uses.extend(spans.into_iter().map(|(at, span)| (at, number, span)));
     }
     let mut replay = Replay::new(uses);
@@ -105,6 +107,22 @@ async fn replay(image: &Digest, layers: &[Arc<LayerReader>]) -> Result<(), ReadE
     }
     requests.join_all().await;
     Ok(())
+}
+
+/// Begins to fetch the windows that the spans of a profile need, if they are in a blob of their own: by fewer requests than
+/// each span's own.
+async fn windows_ahead(reader: &LayerReader, spans: &[(u32, SpanId)]) {
+    let layer = &reader.layer;
+    let mut missing: Vec<_> =
+        spans.iter().map(|(_, span)| *span).filter(|span| layer.content.generation(*span).is_none()).collect();
+    missing.sort_unstable();
+    // Neighbours are decoded one after the other.
+    let starts: Vec<_> = SpanRange::join(missing).into_iter().map(|run| run.start).collect();
+    let (begun, has_begun) = oneshot::channel();
+    let fetcher = Arc::clone(&reader.fetcher);
+    reader.fetcher.scope.spawn(async move { fetcher.windows_ahead(&starts, begun).await });
+    // The sender is dropped: nothing is sent.
+    let _ = has_begun.await;
 }
 
 /// Fetches what the maker of a layer has put before a landmark, where no profile knows better: in the order of the blob, by

@@ -24,10 +24,11 @@ use super::soci::WantedLayer;
 use super::soci_referrers::SociReferrers;
 use super::superseded::drop_superseded;
 use super::transfer;
+use super::windows::WindowSource;
 use crate::descriptor::Descriptor;
 use crate::digest::{Digest, Hasher};
-use crate::documents::{INDEX_ARTIFACT, IndexArtifact, PushedBlob, PushedIndex};
-use crate::layer::{Format, IndexError, LayerIndex, Proof};
+use crate::documents::{INDEX_ARTIFACT, IndexArtifact, PushedBlob, PushedIndex, PushedWindows};
+use crate::layer::{Format, IndexError, LayerIndex, Proof, WindowsBlob};
 use crate::offsets::BlobOffset;
 use crate::source::registry::RegistrySource;
 use crate::source::{BlobSource, MANIFEST_LIMIT};
@@ -84,6 +85,11 @@ impl PushedIndexes {
             checks,
             soci,
         }
+    }
+
+    /// Where the windows of indexes are that are without them; `None` without a network.
+    pub fn window_source(&self) -> Option<WindowSource> {
+        Some(WindowSource::new(Arc::clone(self.registry.as_ref()?), &self.place))
     }
 
     /// Whether an index with this proof may be used, by the answers so far ([`PushedIndexes::ask_about`]).
@@ -300,9 +306,10 @@ impl PushedIndexes {
                 decoded => break decoded?,
             }
         };
-        let (layer, store) = (layer.clone(), Arc::clone(store));
+        let (of, store) =
+            (Expected { layer: layer.clone(), windows: pushed.windows.clone(), limit }, Arc::clone(store));
         let proof = Proof::vouched(Format::Pushed, &name_of(&self.place, artifact));
-        let taken = tokio::task::spawn_blocking(move || take(sink, &layer, proof, &store));
+        let taken = tokio::task::spawn_blocking(move || take(sink, &of, proof, &store));
         taken.await.map_err(|_| PushedError::Decode { why: "the process is ending".to_owned() })?
     }
 
@@ -385,11 +392,11 @@ async fn fetch(registry: &RegistrySource, blob: &PushedBlob, sink: Sink) -> Resu
 }
 
 /// Checks an index, and publishes it.
-fn take(sink: Sink, layer: &LayerRef, proof: Proof, store: &Store) -> Result<Arc<LayerIndex>, PushedError> {
+fn take(sink: Sink, of: &Expected, proof: Proof, store: &Store) -> Result<Arc<LayerIndex>, PushedError> {
     let mut file = match sink {
         Sink::File(file) => file,
         Sink::Memory(mut bytes) => {
-            let index = checked(bytes.clone(), layer)?;
+            let index = checked(bytes.clone(), of)?;
             let (end_at, end) = index.end_with(proof);
             bytes.truncate(end_at as usize);
             bytes.extend(end);
@@ -397,12 +404,12 @@ fn take(sink: Sink, layer: &LayerRef, proof: Proof, store: &Store) -> Result<Arc
         }
     };
     let opened = file.file().try_clone().map_err(|cause| IndexError::Io { cause })?;
-    let (end_at, end) = checked(opened, layer)?.end_with(proof.clone());
+    let (end_at, end) = checked(opened, of)?.end_with(proof.clone());
     file.cut(end_at)?;
     file.write_all(&end)?;
     file.publish()?;
-    drop_superseded(store, &layer.blob.digest);
-    match open_stored(layer, &[Origin::Vouched(Format::Pushed)], store) {
+    drop_superseded(store, &of.layer.blob.digest);
+    match open_stored(&of.layer, &[Origin::Vouched(Format::Pushed)], store) {
         Ok(stored) if *stored.index.proof() == proof => Ok(stored.index),
         // That process may ask other verifiers, or none.
         Ok(_) => Err(PushedError::Decode { why: "another process has replaced it".to_owned() }),
@@ -428,13 +435,33 @@ impl Patience {
 /// Origins of indexes that are in artifacts.
 const FROM_ARTIFACTS: [Origin; 2] = [Origin::Vouched(Format::Pushed), Origin::Vouched(Format::SociReferrer)];
 
-fn checked(index: impl crate::layer::ReadAt + 'static, layer: &LayerRef) -> Result<LayerIndex, PushedError> {
+/// What an index must be about.
+struct Expected {
+    layer: LayerRef,
+    /// The windows that its artifact has for it.
+    windows: Option<PushedWindows>,
+    /// The most bytes of windows.
+    limit: u64,
+}
+
+fn checked(index: impl crate::layer::ReadAt + 'static, of: &Expected) -> Result<LayerIndex, PushedError> {
     let index = LayerIndex::open(index)?;
-    if !layer.is(&index) {
+    if !of.layer.is(&index) {
         let indexed = index.layer();
         return Err(PushedError::OtherLayer { blob: indexed.blob.clone(), diff_id: indexed.diff_id.clone() });
     }
     transfer::check(&index)?;
+    let in_artifact = of.windows.clone().map(|PushedWindows { digest, size }| WindowsBlob { digest, size });
+    let said = index.windows_blob()?;
+    if said != in_artifact {
+        return Err(PushedError::OtherWindows);
+    }
+    if let Some(WindowsBlob { size, .. }) = said {
+        if size > of.limit {
+            return Err(PushedError::TooLarge { decoded: size, limit: of.limit });
+        }
+        index.check_windows_within(size)?;
+    }
     Ok(index)
 }
 

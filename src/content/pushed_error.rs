@@ -78,6 +78,9 @@ pub enum PushedError {
         /// The decoded stream.
         diff_id: Digest,
     },
+    /// Its windows are not the ones that its artifact has.
+    #[error("it is the index of other windows than its artifact has")]
+    OtherWindows,
     /// It cannot be cached.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -16,6 +16,7 @@ use super::in_flight::Arrival;
 use super::open_layer::{Cached, ContentStats, Look, Looked, OpenLayer};
 use super::schedule::Scheduler;
 use super::scope::MountScope;
+use super::windows::WindowSource;
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::layer::LayerIndex;
@@ -55,9 +56,15 @@ pub struct Missing {
 }
 
 impl LayerReader {
-    /// Reads the cached content of a layer, and fetches the missing rest from `source` on demand.
-    pub fn new(layer: Arc<OpenLayer>, blob: Descriptor, source: Arc<dyn BlobSource>, scope: Arc<MountScope>) -> Self {
-        let fetcher = Arc::new(Fetcher::new(Arc::clone(&layer), blob.clone(), source, scope));
+    /// Reads the cached content of a layer, and fetches the missing rest from `source` on demand; `windows` has the windows
+    /// of an index without them.
+    pub fn new(
+        layer: Arc<OpenLayer>,
+        blob: Descriptor,
+        (source, windows): (Arc<dyn BlobSource>, Option<WindowSource>),
+        scope: Arc<MountScope>,
+    ) -> Self {
+        let fetcher = Arc::new(Fetcher::new(Arc::clone(&layer), blob.clone(), (source, windows), scope));
         let scheduler = Scheduler::new(Arc::clone(&fetcher));
         Self { layer, blob, fetcher, scheduler, advised_to: AtomicU64::new(0) }
     }

@@ -22,7 +22,18 @@ pub fn tidy(store: &Store) -> Result<u64, StoreError> {
     for blob in store.with_several_contents()? {
         freed += drop_superseded(store, &blob);
     }
+    for blob in store.with_windows()? {
+        drop_unneeded_windows(store, &blob);
+    }
     Ok(freed)
+}
+
+/// Removes cached windows of a layer none of whose indexes has them in a blob of their own.
+pub(super) fn drop_unneeded_windows(store: &Store, blob: &Digest) {
+    let indexes = IndexName::all(blob).into_iter().filter_map(|name| LayerIndex::open(store.index(name)?).ok());
+    if !indexes.into_iter().any(|index| index.windows_blob().is_ok_and(|windows| windows.is_some())) {
+        store.drop_windows(blob);
+    }
 }
 
 /// Removes content of a layer that none of its indexes describes, unless a process uses the layer or makes its first pass.

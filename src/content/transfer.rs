@@ -5,14 +5,17 @@
 //! trusting its maker like this machine, so its origin is recorded ([`Proof::Vouched`]). All other properties are
 //! checked on import, so that a damaged or malformed file fails at once.
 
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Write};
+use std::sync::Arc;
 
 use super::layer_ref::LayerRef;
 use super::superseded::drop_superseded;
+use super::windows::{WindowSource, WindowsError, complete_windows};
 use crate::digest::Digest;
-use crate::layer::{Format, IndexError, LayerIndex, Proof, ReadAt, Stream};
+use crate::layer::{Format, IndexError, LayerIndex, Proof, ReadAt, Stream, TakeApartError, write_with_windows};
 use crate::offsets::{BlobOffset, DecodedOffset};
-use crate::store::{IndexName, Store, StoreError};
+use crate::store::{IndexFile, IndexName, Store, StoreError};
 
 /// Why indexes could not be exported or imported.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +47,15 @@ pub enum TransferError {
         #[source]
         cause: IndexError,
     },
+    /// An index is without its windows, and they cannot be had.
+    #[error("windows of the index of layer {layer} cannot be fetched")]
+    Windows {
+        /// The layer.
+        layer: Digest,
+        /// Why.
+        #[source]
+        cause: WindowsError,
+    },
     /// The store cannot store the index.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -56,6 +68,25 @@ pub struct Imported {
     pub new: u32,
     /// Indexes that the store already had; it keeps its own.
     pub known: u32,
+}
+
+/// Fetches the windows that indexes of some layers are without, so that they can be exported.
+///
+/// # Errors
+/// [`TransferError::Windows`]
+pub async fn complete_indexes(
+    store: &Arc<Store>,
+    layers: &[LayerRef],
+    source: Option<&WindowSource>,
+) -> Result<(), TransferError> {
+    for layer in layers {
+        let Some(index) = store.index(layer.index_name()).and_then(|file| LayerIndex::open(file).ok()) else {
+            continue;
+        };
+        let completed = complete_windows(store, &Arc::new(index), source).await;
+        completed.map_err(|cause| TransferError::Windows { layer: layer.blob.digest.clone(), cause })?;
+    }
+    Ok(())
 }
 
 /// Writes the indexes of some layers; returns how many were left out, as they were made of tables of contents, which other
@@ -71,9 +102,13 @@ pub fn export_indexes(store: &Store, layers: &[LayerRef], out: &mut impl Write) 
         let missing = || TransferError::Missing { layer: digest.clone() };
         let unusable = |cause| TransferError::Index { layer: digest.clone(), cause };
         let index = LayerIndex::open(store.index(layer.index_name()).ok_or_else(missing)?).map_err(unusable)?;
-        if index.stream() != Stream::Bodies {
-            files.push((digest, store.index(layer.index_name()).ok_or_else(missing)?));
+        if index.stream() == Stream::Bodies {
+            continue;
         }
+        files.push(match index.windows_blob().map_err(unusable)? {
+            None => (digest, Exported::AsItIs(store.index(layer.index_name()).ok_or_else(missing)?)),
+            Some(_) => (digest, Exported::whole(store, &index)?),
+        });
     }
     if files.is_empty() && !layers.is_empty() {
         return Err(TransferError::TablesOnly);
@@ -86,15 +121,51 @@ pub fn export_indexes(store: &Store, layers: &[LayerRef], out: &mut impl Write) 
         let name = layer.to_string();
         out.write_all(&[u8::try_from(name.len()).expect("a digest has at most 135 characters")])?;
         out.write_all(name.as_bytes())?;
-        out.write_all(&file.size().to_le_bytes())?;
-        let mut room = vec![0; PIECE.min(file.size()) as usize];
-        for at in (0..file.size()).step_by(PIECE as usize) {
-            let piece = &mut room[..PIECE.min(file.size() - at) as usize];
+        let size = file.size()?;
+        out.write_all(&size.to_le_bytes())?;
+        let mut room = vec![0; PIECE.min(size) as usize];
+        for at in (0..size).step_by(PIECE as usize) {
+            let piece = &mut room[..PIECE.min(size - at) as usize];
             file.read_exact_at(piece, at)?;
             out.write_all(piece)?;
         }
     }
     Ok(left_out)
+}
+
+/// An index with its windows.
+enum Exported {
+    AsItIs(IndexFile),
+    /// It was without them.
+    PutTogether(File),
+}
+
+impl Exported {
+    fn whole(store: &Store, index: &LayerIndex) -> Result<Self, TransferError> {
+        let layer = || index.layer().blob.clone();
+        let windows = store.windows(&index.layer().blob);
+        let mut out = BufWriter::new(store.unnamed_file()?);
+        let written = write_with_windows(index, |buf, at| windows.read_exact_at(buf, at), &mut out);
+        written.map_err(|error| match error {
+            TakeApartError::Index(cause) => TransferError::Index { layer: layer(), cause },
+            TakeApartError::Write(cause) => io::Error::other(cause).into(),
+        })?;
+        Ok(Self::PutTogether(out.into_inner().map_err(io::IntoInnerError::into_error)?))
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        match self {
+            Self::AsItIs(file) => Ok(file.size()),
+            Self::PutTogether(file) => Ok(file.metadata()?.len()),
+        }
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
+        match self {
+            Self::AsItIs(file) => file.read_exact_at(buf, at),
+            Self::PutTogether(file) => std::os::unix::fs::FileExt::read_exact_at(file, buf, at),
+        }
+    }
 }
 
 /// Reads exported indexes, for which `by` vouches, into the store. Before an index is published, its pages and spans
@@ -160,6 +231,9 @@ fn checked(file: impl ReadAt + 'static, layer: &Digest) -> Result<LayerIndex, In
     let index = LayerIndex::open(file)?;
     if index.layer().blob != *layer {
         return Err(IndexError::Malformed { what: "the index is of another layer" });
+    }
+    if index.windows_blob()?.is_some() {
+        return Err(IndexError::Malformed { what: "its windows are in a blob of their own" });
     }
     check(&index)?;
     Ok(index)

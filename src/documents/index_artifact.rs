@@ -17,13 +17,17 @@ use crate::digest::{Algorithm, Digest};
 
 /// `artifactType`.
 pub const INDEX_ARTIFACT: &str = "application/vnd.peelfs.index.v1";
-/// Media type of the index of a layer.
+/// Media type of the index of a layer with its windows.
 const LAYER_INDEX: &str = "application/vnd.peelfs.layer-index.v2+zstd";
+/// Media type of one without its windows.
+const INDEX_HEAD: &str = "application/vnd.peelfs.layer-index-head.v1+zstd";
+/// Media type of the windows of an index.
+const WINDOWS: &str = "application/vnd.peelfs.windows.v1";
 /// Media type of profiles.
 const PROFILES: &str = "application/vnd.peelfs.profiles.v2+zstd";
 /// The empty configuration (image-spec, manifest.md, "Guidance for an Empty Descriptor").
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
-/// Annotation of an index: the blob of its layer.
+/// Annotation of an index, or of its windows: the blob of its layer.
 const LAYER: &str = "example.peelfs.layer";
 /// Annotation of an index: the version of its format.
 const VERSION: &str = "example.peelfs.index.version";
@@ -32,6 +36,8 @@ const SIZE: &str = "example.peelfs.size";
 const CREATED: &str = "org.opencontainers.image.created";
 /// Artifacts of one image that are looked at.
 const CANDIDATES: usize = 8;
+/// An index and its windows for each layer of an image, and profiles.
+const MOST_LAYERS: usize = 2 * LAYERS_LIMIT + 1;
 /// Entries of a list that are looked at.
 const ENTRIES: usize = 10_000;
 
@@ -53,6 +59,17 @@ pub struct PushedIndex {
     pub version: u32,
     /// The index.
     pub blob: PushedBlob,
+    /// Its windows, if it is without them.
+    pub windows: Option<PushedWindows>,
+}
+
+/// A blob with the windows of an index, as they are.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PushedWindows {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
 }
 
 /// A blob that is compressed with zstd.
@@ -101,8 +118,14 @@ pub enum ArtifactError {
         /// The annotation that is missing or wrong.
         annotation: &'static str,
     },
+    /// The windows of an index are missing.
+    #[error("it has no windows of layer {layer}")]
+    NoWindows {
+        /// The layer.
+        layer: Digest,
+    },
     /// It has more layers than an image.
-    #[error("it has {count} layers; at most {LAYERS_LIMIT} are read")]
+    #[error("it has {count} layers; at most {MOST_LAYERS} are read")]
     TooMany {
         /// How many it has.
         count: usize,
@@ -154,7 +177,7 @@ impl PushedBlob {
 
 impl IndexArtifact {
     /// Reads the manifest of an artifact for `subject`. Layers of other media types are left out, and of several indexes
-    /// of one layer the first counts.
+    /// of one layer the first counts, as of several windows.
     ///
     /// # Errors
     /// [`ArtifactError`]
@@ -168,17 +191,29 @@ impl IndexArtifact {
         if found.as_ref() != Some(subject) {
             return Err(ArtifactError::OtherSubject { subject: found });
         }
-        if manifest.layers.len() > LAYERS_LIMIT + 1 {
+        if manifest.layers.len() > MOST_LAYERS {
             return Err(ArtifactError::TooMany { count: manifest.layers.len() });
+        }
+        let mut windows = BTreeMap::new();
+        for entry in manifest.layers.iter().filter(|entry| entry.media_type == WINDOWS) {
+            let blob = PushedWindows { digest: entry.digest.clone(), size: entry.size };
+            windows.entry(annotated::<Digest>(entry, LAYER)?).or_insert(blob);
         }
         let mut artifact = Self { layers: Vec::new(), profiles: None };
         let mut seen = BTreeSet::new();
         for entry in &manifest.layers {
             match &*entry.media_type {
-                LAYER_INDEX => {
+                kind @ (LAYER_INDEX | INDEX_HEAD) => {
                     let layer: Digest = annotated(entry, LAYER)?;
                     let version = annotated(entry, VERSION)?;
-                    let index = PushedIndex { layer, version, blob: PushedBlob::of(entry)? };
+                    let windows = match kind {
+                        LAYER_INDEX => None,
+                        _ => {
+                            let missing = || ArtifactError::NoWindows { layer: layer.clone() };
+                            Some(windows.get(&layer).cloned().ok_or_else(missing)?)
+                        }
+                    };
+                    let index = PushedIndex { layer, version, blob: PushedBlob::of(entry)?, windows };
                     if seen.insert(index.layer.to_string()) {
                         artifact.layers.push(index);
                     }
@@ -194,9 +229,16 @@ impl IndexArtifact {
     pub fn manifest(&self, subject: &Descriptor, created: &str) -> Vec<u8> {
         let index = |index: &PushedIndex| {
             let (layer, version) = (index.layer.to_string(), index.version.to_string());
-            index.blob.json(LAYER_INDEX, BTreeMap::from([(LAYER, layer), (VERSION, version)]))
+            let kind = if index.windows.is_some() { INDEX_HEAD } else { LAYER_INDEX };
+            index.blob.json(kind, BTreeMap::from([(LAYER, layer), (VERSION, version)]))
+        };
+        let windows = |index: &PushedIndex| {
+            let PushedWindows { digest, size } = index.windows.as_ref()?;
+            let (digest, annotations) = (digest.to_string(), json!({ LAYER: index.layer.to_string() }));
+            Some(json!({ "mediaType": WINDOWS, "digest": digest, "size": size, "annotations": annotations }))
         };
         let mut layers: Vec<Value> = self.layers.iter().map(index).collect();
+        layers.extend(self.layers.iter().filter_map(windows));
         layers.extend(self.profiles.iter().map(|profiles| profiles.json(PROFILES, BTreeMap::new())));
         let manifest = json!({
             "schemaVersion": 2,
@@ -265,8 +307,14 @@ mod tests {
 
     fn artifact() -> IndexArtifact {
         let blob = |name: &str| PushedBlob { digest: digest(name), size: 10, decoded: 100 };
-        let index = |name: &str| PushedIndex { layer: digest(name), version: 2, blob: blob(&format!("{name} index")) };
-        IndexArtifact { layers: vec![index("one"), index("two")], profiles: Some(blob("profiles")) }
+        let windows = |name: &str| PushedWindows { digest: digest(&format!("{name} windows")), size: 20 };
+        let index = |name: &str, has_windows: bool| PushedIndex {
+            layer: digest(name),
+            version: 2,
+            blob: blob(&format!("{name} index")),
+            windows: (!has_windows).then(|| windows(name)),
+        };
+        IndexArtifact { layers: vec![index("one", true), index("two", false)], profiles: Some(blob("profiles")) }
     }
 
     fn changed(change: impl FnOnce(&mut Value)) -> Result<IndexArtifact, ArtifactError> {
@@ -283,7 +331,9 @@ mod tests {
             let mut other = manifest["layers"][0].clone();
             other["mediaType"] = "application/vnd.other".into();
             let again = manifest["layers"][0].clone();
-            manifest["layers"].as_array_mut().unwrap().extend([other, again]);
+            let mut windows = manifest["layers"][2].clone();
+            windows["digest"] = digest("other windows").to_string().into();
+            manifest["layers"].as_array_mut().unwrap().extend([other, again, windows]);
         });
         assert_eq!(with_more, Ok(artifact()), "what is unknown, or there twice, is left out");
     }
@@ -307,10 +357,14 @@ mod tests {
             let wrong = changed(|manifest| manifest["layers"][0]["annotations"][annotation] = value.into());
             assert!(matches!(wrong, Err(ArtifactError::Annotation { .. })), "{annotation} {value}");
         }
+        let none = changed(|manifest| drop(manifest["layers"].as_array_mut().unwrap().remove(2)));
+        assert_eq!(none, Err(ArtifactError::NoWindows { layer: digest("two") }));
+        let of_none = changed(|manifest| manifest["layers"][2]["annotations"] = json!({}));
+        assert!(matches!(of_none, Err(ArtifactError::Annotation { annotation: LAYER, .. })));
         let many = changed(|manifest| {
-            manifest["layers"] = vec![manifest["layers"][0].clone(); LAYERS_LIMIT + 2].into();
+            manifest["layers"] = vec![manifest["layers"][0].clone(); MOST_LAYERS + 1].into();
         });
-        assert_eq!(many, Err(ArtifactError::TooMany { count: LAYERS_LIMIT + 2 }));
+        assert_eq!(many, Err(ArtifactError::TooMany { count: MOST_LAYERS + 1 }));
         assert!(IndexArtifact::parse(b"[]", &subject().digest).is_err());
     }
 

@@ -35,7 +35,9 @@ pub use choose::{ResolveError, Step, candidates, lone_artifact, resolve_step, se
 pub use config::{Command, ImageConfig};
 pub use entry::Entry;
 pub use error::DocumentError;
-pub use index_artifact::{ArtifactError, INDEX_ARTIFACT, IndexArtifact, PushedBlob, PushedIndex, referrers};
+pub use index_artifact::{
+    ArtifactError, INDEX_ARTIFACT, IndexArtifact, PushedBlob, PushedIndex, PushedWindows, referrers,
+};
 use keys::check_keys;
 pub use soci::{SOCI_INDEX, SOCI_V1, SOCI_V2, SPACING as SOCI_SPACING, SociIndex, SociPrefetch};
 

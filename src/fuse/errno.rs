@@ -15,6 +15,7 @@ pub(super) fn of(error: &FsError) -> Errno {
         FsError::Read(
             ReadError::Corrupt { .. }
             | ReadError::Codec { .. }
+            | ReadError::Windows { .. }
             | ReadError::Refuted { .. }
             | ReadError::Source { .. }
             | ReadError::Index { .. }

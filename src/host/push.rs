@@ -40,12 +40,14 @@ pub struct Pushed {
     pub layers: usize,
     /// Layers that bring a table of contents along, and are left out.
     pub left_out: usize,
-    /// Indexes that were sent; the registry had the others.
+    /// Indexes and windows that were sent; the registry had the others.
     pub sent: usize,
     /// Bytes of blobs that were sent.
     pub sent_bytes: u64,
     /// Compressed bytes of all indexes.
     pub index_bytes: u64,
+    /// Bytes of their windows, of which other machines fetch those that they need.
+    pub window_bytes: u64,
     /// Bytes of their layers.
     pub layer_bytes: u64,
     /// Whether it holds start-up profiles.
@@ -223,7 +225,15 @@ pub async fn push(
             tell(Step::Reading { number: *number, count, size, progress: Arc::clone(&progress) });
             make(&opened, layer, &progress).await?;
         }
-        let PackedIndex { index, file } = packed(&opened, layer).await?;
+        let PackedIndex { index, file, windows } = packed(&opened, layer).await?;
+        if let Some((blob, file)) = index.windows.as_ref().zip(windows) {
+            tell(Step::Sending { size: blob.size });
+            let content = Content::File { file, size: blob.size };
+            pushed.window_bytes += blob.size;
+            if registry.push_blob(&blob.digest, &content).await.map_err(push)? == Stored::New {
+                (pushed.sent, pushed.sent_bytes) = (pushed.sent + 1, pushed.sent_bytes + blob.size);
+            }
+        }
         tell(Step::Sending { size: index.blob.size });
         let content = Content::File { file, size: index.blob.size };
         pushed.index_bytes += index.blob.size;
@@ -368,6 +378,7 @@ async fn target(image: &ImageSpec, to: Option<&RegistryName>) -> Result<Target, 
         sent: 0,
         sent_bytes: 0,
         index_bytes: 0,
+        window_bytes: 0,
         layer_bytes: 0,
         profiles: false,
     };

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use crate::bundle::BundleError;
 use crate::codec::CodecError;
-use crate::content::{PassError, TransferError};
+use crate::content::{PassError, TransferError, WindowsError};
 use crate::fuse::{MountError, UnmountError};
 use crate::host::cover::Covers;
 use crate::host::writable::OverlayError;
@@ -121,6 +121,12 @@ impl From<TransferError> for Report {
             }
             TransferError::TablesOnly => Self::of(Code::Failure, &error)
                 .hint("other machines read these tables, too; `--index none` makes an index that can be carried"),
+            TransferError::Windows { cause: WindowsError::Source(ref cause), .. } => {
+                let Self { code, hint, .. } = Self::from_source(cause);
+                Self { hint, ..Self::of(code, &error) }
+            }
+            TransferError::Windows { .. } => Self::of(Code::Failure, &error)
+                .hint("name the repository that the index is from with `--index-from REGISTRY/REPOSITORY`"),
             TransferError::NotAnExport { .. } | TransferError::Index { .. } => Self::of(Code::Verification, &error),
             TransferError::Io(_) => Self::of(Code::Failure, &error),
         }

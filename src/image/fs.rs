@@ -609,7 +609,7 @@ impl ImageFs {
         // Where bytes lie is said by the index that they are read by: another may have taken the place of the one by which
         // the tree is shown.
         let (index, entry, bytes) = match self.layers.known(number) {
-            Some(content) if content.layer().is_refuted() => return Err(NotNow::Needs(number)),
+            Some(content) if content.layer().is_wrong() => return Err(NotNow::Needs(number)),
             Some(content) => {
                 let entry = self.layers.read_by(number, shown);
                 (Arc::clone(content.index()), entry, DecodedBytes::Layer(content))

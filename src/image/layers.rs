@@ -403,7 +403,8 @@ impl Layers {
             return Outcome { state: slot.cannot_be_shown(why, None), revoked: Some(open.index().len()) };
         }
         let (blob, source, scope) = (slot.pass.layer.blob.clone(), Arc::clone(&self.source), Arc::clone(&self.scope));
-        LayerState::Ready(Arc::new(LayerReader::new(open, blob, source, scope))).into()
+        let windows = self.trust.pushed.as_ref().and_then(|pushed| pushed.window_source());
+        LayerState::Ready(Arc::new(LayerReader::new(open, blob, (source, windows), scope))).into()
     }
 
     /// Records that a layer failed verification after it was shown.

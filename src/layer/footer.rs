@@ -82,7 +82,8 @@ pub(super) struct Footer {
     pub(super) layer: IndexedLayer,
     pub(super) stream: Stream,
     pub(super) proof: Proof,
-    /// The kinds of checks of spans besides BLAKE3, one bit each; and [`Footer::BLOCKS`], [`Footer::INSIDE_BLOCKS`].
+    /// The kinds of checks of spans besides BLAKE3, one bit each; and [`Footer::BLOCKS`], [`Footer::INSIDE_BLOCKS`],
+    /// [`Footer::WINDOWS_BLOB`].
     pub(super) checks: u32,
 }
 
@@ -92,10 +93,17 @@ impl Footer {
     pub(super) const BLOCKS: u32 = 1 << 31;
     /// Likewise: some spans begin inside deflate blocks.
     pub(super) const INSIDE_BLOCKS: u32 = 1 << 30;
+    /// Likewise: the windows are in a blob of their own.
+    pub(super) const WINDOWS_BLOB: u32 = 1 << 29;
 
     /// Whether its spans have digests of the blob's bytes.
     pub(super) fn checks_blob(&self) -> bool {
         self.checks & Check::OF_BLOB != 0
+    }
+
+    /// Whether the windows are in a blob of their own.
+    pub(super) fn has_windows_blob(&self) -> bool {
+        self.checks & Self::WINDOWS_BLOB != 0
     }
 
     pub(super) fn pages(&self) -> u64 {
@@ -159,7 +167,7 @@ impl Footer {
     pub(super) fn from_bytes(raw: &[u8], name: &[u8]) -> Result<Self, IndexError> {
         let malformed = |what| IndexError::Malformed { what };
         let checks = le32(raw, 476);
-        if checks & !(Check::KNOWN | Self::BLOCKS | Self::INSIDE_BLOCKS) != 0 {
+        if checks & !(Check::KNOWN | Self::BLOCKS | Self::INSIDE_BLOCKS | Self::WINDOWS_BLOB) != 0 {
             return Err(IndexError::Kind { what: "check" });
         }
         if name.len() > Proof::BY {

@@ -6,6 +6,7 @@
 //! - [`tar`] walks a decoded stream in pieces and interprets its headers.
 //! - [`tree`] builds the layer's tree, and serves lookups while it grows.
 //! - [`index`] is the same tree on disk, with the spans: opened quickly, and verified page by page on access.
+//! - `windows` takes the windows of an index apart, for a blob of their own.
 //! - [`foreign`] makes tree and spans of a table of contents that a layer brings along.
 //!
 //! Nothing here opens files or waits; indexes are read through [`ReadAt`].
@@ -30,6 +31,7 @@ pub mod tar;
 #[cfg(test)]
 mod testing;
 pub mod tree;
+mod windows;
 mod write;
 mod xattrs;
 
@@ -43,4 +45,5 @@ pub use proof::{Format, IndexedLayer, Proof, Stream};
 pub use spans::{Span, SpanSource, WindowAt};
 pub use tar::{TarEntry, TarError, TarKind, TarSink, TarSummary, TarWalker, WalkError};
 pub use tree::{LayerTree, Limits, TreeError, is_hidden};
+pub use windows::{TakeApartError, WindowsBlob, write_with_windows, write_without_windows};
 pub use write::{WriteError, write_index, write_index_of, write_index_of_bodies};

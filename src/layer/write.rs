@@ -302,19 +302,19 @@ impl Layout {
 }
 
 /// Splits the body into pages and records their checksums.
-struct PageWriter<'a, W> {
+pub(super) struct PageWriter<'a, W> {
     out: &'a mut W,
     page: Vec<u8>,
     checks: Vec<u8>,
-    position: u64,
+    pub(super) position: u64,
 }
 
 impl<'a, W: Write> PageWriter<'a, W> {
-    fn new(out: &'a mut W) -> Self {
+    pub(super) fn new(out: &'a mut W) -> Self {
         Self { out, page: Vec::with_capacity(PAGE), checks: Vec::new(), position: 0 }
     }
 
-    fn put(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn put(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         self.position += bytes.len() as u64;
         while !bytes.is_empty() {
             let take = bytes.len().min(PAGE - self.page.len());
@@ -327,7 +327,7 @@ impl<'a, W: Write> PageWriter<'a, W> {
         Ok(())
     }
 
-    fn pad_to(&mut self, position: u64) -> io::Result<()> {
+    pub(super) fn pad_to(&mut self, position: u64) -> io::Result<()> {
         let zeros = [0; 256];
         while self.position < position {
             let take = (position - self.position).min(zeros.len() as u64) as usize;
@@ -348,7 +348,7 @@ impl<'a, W: Write> PageWriter<'a, W> {
         Ok(())
     }
 
-    fn finish(mut self, footer: Footer) -> Result<(), WriteError> {
+    pub(super) fn finish(mut self, footer: Footer) -> Result<(), WriteError> {
         if !self.page.is_empty() {
             self.flush()?;
         }

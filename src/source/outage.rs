@@ -310,6 +310,34 @@ impl Outages {
         }
     }
 
+    /// Returns when `blob`, without which its readers can be served otherwise, has been failing for half of the time that they
+    /// wait, or for [`DISPENSABLE`].
+    pub async fn dispensable(&self, blob: &Digest) {
+        let limit = match self.policy() {
+            Some(OnOutage::Deadline(patience)) => (patience.max(SHORTEST_SILENCE) / 2).min(DISPENSABLE),
+            Some(OnOutage::Offline) => SHORTEST_SILENCE / 2,
+            Some(OnOutage::Block) | None => DISPENSABLE,
+        };
+        let begun = self.0.clock.now();
+        loop {
+            let now = self.0.clock.now();
+            let failing = self
+                .0
+                .waits
+                .borrow()
+                .values()
+                .filter(|wait| wait.blob.as_ref() == Some(blob))
+                .map(|wait| wait.since)
+                .min();
+            let since = failing.into_iter().chain(self.0.silences.since(blob, now)).min().unwrap_or(now);
+            let left = since.max(begun).saturating_add(limit).saturating_sub(now);
+            if left.is_zero() {
+                return;
+            }
+            self.0.clock.pause(left).await;
+        }
+    }
+
     fn silent(&self, blob: &Digest, silent: Duration, waited: Duration, place: &str) -> SourceError {
         let (silent, waited) = (silent.as_secs_f64(), waited.as_secs_f64());
         let (what, why) = (blob_name(blob), format!("{NO_DATA} for {silent:.1} s (waited {waited:.1} s)"));
@@ -342,6 +370,8 @@ fn tell(what: &str, why: &str) {
 const HICCUPS: u32 = 2;
 /// Lower limit between retries that are woken early; so is an eighth of the pause.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(250);
+/// The longest time that what readers can do without is waited for while nothing comes.
+const DISPENSABLE: Duration = Duration::from_secs(20);
 /// A shorter silence counts as slow, even for readers that wait less.
 pub(super) const SHORTEST_SILENCE: Duration = Duration::from_secs(3);
 /// The kernel queues readers of the same name or page one behind another, and repeats failed readahead. So a reader

@@ -159,9 +159,10 @@ impl Store {
         self.files.remove(&self.index_path(name.into()));
     }
 
-    /// Removes all indexes of a blob.
+    /// Removes all indexes of a blob, and what is cached of their windows.
     pub fn drop_indexes(&self, blob: &Digest) {
         IndexName::all(blob).into_iter().for_each(|name| self.drop_index(name));
+        self.drop_windows(blob);
     }
 
     /// Whether there is any index of a blob.

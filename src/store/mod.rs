@@ -5,6 +5,7 @@
 //!   index-v2/ALG/HEX          layer index, named by the layer's blob digest      (docs/formats.md)
 //!   index-v2/ALG/HEX.beside   one made of another maker's table, where there is the first (`--index foreign`)
 //!   index-v2/ALG/HEX.file     that of the blob as one file
+//!   index-v2/ALG/HEX.windows  decoder windows of an index that has them in a blob of their own: what is fetched of them
 //!   content-v2/ALG/HEX.DIFF.data  the layer's decoded stream; spans lie at their decoded offset, the rest are holes
 //!   content-v2/ALG/HEX.DIFF.map   one byte a span: 0 = absent, else the generation in which it was written
 //!   document-v1/ALG/HEX       manifests, image indexes, configurations
@@ -39,6 +40,7 @@ mod pass_lock;
 mod passthrough_copy;
 mod seal;
 mod superseded;
+mod windows_file;
 
 use std::collections::HashSet;
 use std::fs::{File, Metadata, TryLockError};
@@ -65,6 +67,7 @@ pub use open_files::descriptor_limit;
 pub use pass_lock::{PassLock, PassNote};
 pub use passthrough_copy::PassthroughCopy;
 pub use seal::Stamp;
+pub use windows_file::WindowsFile;
 
 use crate::descriptor::MediaType;
 use crate::digest::{Algorithm, Digest};
@@ -443,8 +446,9 @@ impl Store {
     /// Disk usage of a layer's index and content: bytes and number of files.
     pub fn disk_usage(&self, layer: LayerName<'_>) -> (u64, u64) {
         let ContentPaths { data, map } = self.content_paths(layer);
-        let found =
-            [self.path(INDEX, layer.blob), data, map].into_iter().filter_map(|path| std::fs::metadata(path).ok());
+        let found = [self.path(INDEX, layer.blob), self.windows_path(layer.blob), data, map]
+            .into_iter()
+            .filter_map(|path| std::fs::metadata(path).ok());
         found.fold((0, 0), |(bytes, files), found| (bytes + 512 * found.blocks(), files + 1))
     }
 

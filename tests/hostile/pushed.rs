@@ -4,9 +4,12 @@
 use peelfs::codec::{LayerDecoder, Limits, OutputBuffer, StartKind, Status};
 use peelfs::descriptor::{Compression, MediaType};
 use peelfs::digest::Digest;
-use peelfs::layer::{Check, IndexedLayer, LayerTree, Proof, Span, TarWalker, WindowAt, write_index};
+use peelfs::layer::{
+    Check, IndexedLayer, LayerIndex, LayerTree, Proof, Span, TarWalker, WindowAt, WindowsBlob, write_index,
+    write_without_windows,
+};
 use peelfs::offsets::{BlobOffset, DecodedOffset};
-use peelfs_loopback::faults::{Fault, Rule, Target};
+use peelfs_loopback::faults::{Fault, Gate, Rule, Target};
 use peelfs_loopback::image::{Image, ImageBuilder, Layer, LayerBuilder, Packing};
 use peelfs_loopback::registry::{Catalog, Registry};
 use serde_json::{Value, json};
@@ -52,7 +55,10 @@ impl Served {
     fn with(&self, change: impl FnOnce(&mut Value, &Registry)) -> Registry {
         let catalog = Catalog::new().image(NAME, "1", &self.image).listing_referrers().taking_pushes();
         let registry = Registry::start(catalog).unwrap();
-        registry.put_blob(NAME, self.index());
+        for blob in self.artifact["layers"].as_array().unwrap() {
+            let digest = blob["digest"].as_str().unwrap().parse().unwrap();
+            registry.put_blob(NAME, self.registry.blob(NAME, &digest).unwrap());
+        }
         let mut artifact = self.artifact.clone();
         change(&mut artifact, &registry);
         put(&registry, &artifact);
@@ -76,8 +82,20 @@ fn put(registry: &Registry, artifact: &Value) -> Digest {
     registry.put_document(NAME, &digest.to_string(), MediaType::OciManifest, bytes)
 }
 
-/// Describes `index` as the index of the only layer, compressed.
+/// Describes `index` as the index of the only layer, compressed, with its windows.
 fn replace(artifact: &mut Value, registry: &Registry, index: &[u8]) {
+    artifact["layers"][0]["mediaType"] = "application/vnd.peelfs.layer-index.v2+zstd".into();
+    replace_blob(artifact, registry, index);
+}
+
+/// The same of the index without its windows, and of these.
+fn replace_apart(artifact: &mut Value, registry: &Registry, head: &[u8], windows: &[u8]) {
+    replace_blob(artifact, registry, head);
+    artifact["layers"][1]["size"] = windows.len().into();
+    artifact["layers"][1]["digest"] = registry.put_blob(NAME, windows.to_vec().into()).to_string().into();
+}
+
+fn replace_blob(artifact: &mut Value, registry: &Registry, index: &[u8]) {
     let packed = zstd::encode_all(index, 3).unwrap();
     artifact["layers"][0]["size"] = packed.len().into();
     artifact["layers"][0]["annotations"]["example.peelfs.size"] = index.len().to_string().into();
@@ -106,7 +124,7 @@ fn row_11_a_pushed_index_that_cannot_be_right_is_passed_over() {
     let good = zstd::decode_all(&served.index()[..]).unwrap();
     let (code, out, told) = shown(&served.registry);
     assert_eq!((code, &out[..]), (Some(0), &b"right"[..]), "{told}");
-    assert!(!told.contains("WARN"), "{told}");
+    assert!(!told.contains("warning: "), "{told}");
 
     // Of another layer.
     let other = image("other");
@@ -322,18 +340,145 @@ fn with_windows(layer: &Layer, change: Change) -> Vec<u8> {
     index
 }
 
-#[test]
-fn row_11_a_start_inside_a_block_that_lies_is_given_up() {
+/// An image whose file needs a window.
+fn one_block() -> Served {
     let text: String = (0..200_000_u32).map(|n| format!("{:x} ", n.wrapping_mul(0x9e37_79b9) >> 9)).collect();
     let layer = LayerBuilder::new().file("before", text).file("f", "right").packing(Packing::OneBlock);
-    let served = Served::of(ImageBuilder::new().layer(layer).build());
+    Served::of(ImageBuilder::new().layer(layer).build())
+}
+
+/// An index without its windows, in which `said` changes what it says of their blob, and the windows.
+fn taken_apart(index: Vec<u8>, said: impl FnOnce(&mut WindowsBlob)) -> (Vec<u8>, Vec<u8>) {
+    let index = LayerIndex::open(index).unwrap();
+    let (mut windows, mut head) = (Vec::new(), Vec::new());
+    index.copy_windows(&mut windows).unwrap();
+    let digest = Digest::of(peelfs::digest::Algorithm::Sha256, &windows);
+    let mut blob = WindowsBlob { digest, size: windows.len() as u64 };
+    said(&mut blob);
+    write_without_windows(&index, &blob, &mut head).unwrap();
+    (head, windows)
+}
+
+#[test]
+fn row_11_windows_that_are_withheld_end_the_use_of_an_index() {
+    let served = one_block();
+    let windows: Digest = served.artifact["layers"][1]["digest"].as_str().unwrap().parse().unwrap();
+    let (code, out, told) = shown(&served.registry);
+    assert_eq!((code, &out[..]), (Some(0), &b"right"[..]), "{told}");
+    assert!(!told.contains("warning: "), "{told}");
+
+    let size = served.artifact["layers"][1]["size"].as_u64().unwrap();
+    let bytes = served.registry.blob(NAME, &windows).unwrap();
+    let gate = Gate::new();
+    let why = "windows of an index that was not made here cannot be fetched";
+    let other = |bytes: &[u8]| Fault::OtherBytes(bytes.to_vec().into());
+    for (name, fault) in [
+        ("404", Fault::status(404)),
+        ("403", Fault::status(403)),
+        ("500", Fault::status(500)),
+        ("a part", Fault::Truncate { after: 3 }),
+        ("short", other(&bytes[1..])),
+        ("long", other(&[&bytes[..], b"more"].concat())),
+        ("other bytes", other(&vec![7; bytes.len()])),
+        ("a flipped bit", Fault::FlipBit { at: size - 9, bit: 1 }),
+        ("a stall", Fault::Stall { after: 0, gate: gate.clone() }),
+        ("no answer", Fault::Hang(gate.clone())),
+        ("a reset", Fault::ResetBeforeHeaders),
+    ] {
+        let registry = served.with(|_, _| {});
+        registry.faults().add(Rule::new(Target::Blob(windows.clone()), fault));
+        let sandbox = Sandbox::new();
+        let args =
+            ["cat", &registry.reference(NAME, "1"), "/f", "--index-from", "referrers", "--on-outage", "deadline=1"];
+        let output = bounded(&sandbox, args).output().unwrap();
+        let told = said(&output);
+        assert_eq!(output.stdout, b"right", "{name}: {told}");
+        assert_eq!(told.matches(why).count(), 1, "{name}: {told}");
+        assert!(sandbox.bucket("tmp").is_empty(), "nothing is left over");
+    }
+    gate.open();
+    tried(11, 11);
+}
+
+#[test]
+fn row_11_windows_that_cannot_be_right_are_passed_over() {
+    let served = one_block();
+    let good = with_windows(served.layer(), |_| {});
+    let (head, windows) = taken_apart(good.clone(), |_| {});
+    let (code, out, told) =
+        shown(&served.with(|artifact, registry| replace_apart(artifact, registry, &head, &windows)));
+    assert_eq!((code, &out[..]), (Some(0), &b"right"[..]), "{told}");
+    assert!(!told.contains("warning: "), "{told}");
+
+    // Those of another index, and one that hides that they are missing.
+    let other = "it is the index of other windows than its artifact has";
+    falls_back(&served.with(|artifact, registry| replace_apart(artifact, registry, &head, &windows[1..])), other);
+    let size = |size: u64| taken_apart(good.clone(), |blob| blob.size = size).0;
+    let short = size(windows.len() as u64 - 1);
+    falls_back(&served.with(|artifact, registry| replace_apart(artifact, registry, &short, &windows)), other);
+    falls_back(&served.with(|artifact, registry| replace_blob(artifact, registry, &good)), other);
+    falls_back(&served.with(|artifact, registry| replace(artifact, registry, &head)), other);
+    // Beyond their blob, and more than can be.
+    let claiming = |size: u64| {
+        let head = taken_apart(good.clone(), |blob| blob.size = size).0;
+        served.with(|artifact, registry| {
+            replace_apart(artifact, registry, &head, &windows);
+            artifact["layers"][1]["size"] = size.into();
+        })
+    };
+    falls_back(&claiming(windows.len() as u64 - 1), "a window lies outside");
+    falls_back(&claiming(0), "a window lies outside");
+    falls_back(&claiming(u64::MAX), "an index of this layer may have");
+    // What is said of them is not true of the blob.
+    falls_back(&claiming(windows.len() as u64 + 1), "cannot be fetched");
+    falls_back(&claiming(60 << 20), "cannot be fetched");
+    // The artifact has none.
+    let none = served.with(|artifact, _| drop(artifact["layers"].as_array_mut().unwrap().remove(1)));
+    falls_back(&none, "it has no windows of layer");
+    falls_back(&served.with(|artifact, _| artifact["layers"][1]["annotations"] = json!({})), "is not described by");
+    // A file of a user is no place for such an index.
+    let sandbox = Sandbox::new();
+    let file = sandbox.path().join("indexes");
+    let name = served.layer().digest.to_string();
+    let length = (head.len() as u64).to_le_bytes();
+    let export = [&b"PEELIDXS\x01\0\0\0\x01\0\0\0"[..], &[name.len() as u8], name.as_bytes(), &length, &head].concat();
+    std::fs::write(&file, export).unwrap();
+    let imported = sandbox.run(["index", "import", file.to_str().unwrap()]);
+    assert!(said(&imported).contains("its windows are in a blob of their own"), "{}", said(&imported));
+    tried(11, 12);
+}
+
+/// The index is the liar, and not the registry: what the windows should be is what they are.
+#[test]
+fn row_11_windows_that_lie_are_given_up() {
+    let served = one_block();
+    let lies: [(&str, Change); 4] = [
+        ("no state", Vec::clear),
+        ("an unknown kind", |state| state[0] = 7),
+        ("lengths that make no code", |state| state[3..40].fill(0x11)),
+        ("the fixed codes", |state| drop(state.splice(..3 + 158, [1 | 4]))),
+    ];
+    for (why, lie) in lies {
+        let (head, windows) = taken_apart(with_windows(served.layer(), lie), |_| {});
+        let registry = served.with(|artifact, registry| replace_apart(artifact, registry, &head, &windows));
+        let (code, out, told) = shown(&registry);
+        assert_eq!((code, &out[..]), (Some(0), &b"right"[..]), "{why}: {told}");
+        assert_eq!(told.matches("is wrong about its layer").count(), 1, "{why}: {told}");
+        assert_eq!(told.matches("warning: ").count(), 1, "{why}: {told}");
+    }
+    tried(11, 4);
+}
+
+#[test]
+fn row_11_a_start_inside_a_block_that_lies_is_given_up() {
+    let served = one_block();
     let with = |change: Change| {
         let index = with_windows(served.layer(), change);
         served.with(|artifact, registry| replace(artifact, registry, &index))
     };
     let (code, out, told) = shown(&with(|_| {}));
     assert_eq!((code, &out[..]), (Some(0), &b"right"[..]), "{told}");
-    assert!(!told.contains("WARN"), "{told}");
+    assert!(!told.contains("warning: "), "{told}");
     // The state's first byte is the kind of the block; behind the numbers of codes are two lengths a byte.
     let lies: [(&str, Change); 8] = [
         ("no state", Vec::clear),

@@ -26,6 +26,15 @@ fn indexes_with_any_content_answer() {
     run("index", 3000);
 }
 
+/// Otherwise mutations of them would never get farther than that.
+#[test]
+fn seeds_of_indexes_are_opened() {
+    for seed in seeds::of("index") {
+        let index = targets::sealed_index(&seed[..seed.len() - 1]);
+        peelfs::layer::LayerIndex::open(index).unwrap();
+    }
+}
+
 #[test]
 fn gzip_decodes_alike_from_everywhere() {
     run("gzip", 3000);

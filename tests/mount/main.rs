@@ -28,6 +28,7 @@ mod soci;
 mod tables;
 mod user;
 mod web;
+mod windows;
 mod xattrs;
 
 use std::collections::BTreeMap;

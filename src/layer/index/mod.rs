@@ -14,7 +14,7 @@
 //! | attribute sets | start u32 and length u32 in the next but one section |
 //! | names | bytes; names and link targets, none across a page boundary |
 //! | attributes | bytes; `super::xattrs` has the layout |
-//! | windows | bytes; decoder windows as the codec stored them. Where the decoded stream is that of the bodies of files, 16 bytes for each span; `super::spans::SpanSource` has the layout |
+//! | windows | bytes; decoder windows as the codec stored them. Where these are in a blob of their own, `super::windows` has the layout. Where the decoded stream is that of the bodies of files, 16 bytes for each span; `super::spans::SpanSource` has the layout |
 //!
 //! Pages are 64 KiB and verified with blake3 on first access; a blake3 in the footer's last 32 bytes covers the
 //! checksum table and the footer, and is verified when the index is opened. So opening takes two small reads, a damaged
@@ -60,8 +60,8 @@ impl Contents {
 
 /// A written layer index.
 pub struct LayerIndex {
-    pages: Paged,
-    footer: Footer,
+    pub(super) pages: Paged,
+    pub(super) footer: Footer,
     /// What its decoded stream is known by, where that is not proven to be the tar: a digest of all of the index but for its
     /// end, or of the blob.
     stream_name: Option<Digest>,
@@ -271,9 +271,12 @@ impl LayerIndex {
     /// A span's window as stored; `None` if it needs none.
     ///
     /// # Errors
-    /// [`IndexError::NoSpan`], or the index is damaged.
+    /// [`IndexError::NoSpan`]; the windows are in a [blob of their own](LayerIndex::windows_blob); or the index is damaged.
     pub fn window(&self, id: SpanId) -> Result<Option<Vec<u8>>, IndexError> {
         let Some(window) = self.span(id)?.window else { return Ok(None) };
+        if self.footer.has_windows_blob() {
+            return Err(IndexError::Malformed { what: "its windows are in a blob of their own" });
+        }
         let Place { start, count } = self.place(Section::Windows);
         if window.start + u64::from(window.len) > count {
             return Err(IndexError::Malformed { what: "a window lies outside" });
@@ -301,7 +304,7 @@ impl LayerIndex {
         Ok(Some(source))
     }
 
-    fn place(&self, section: Section) -> Place {
+    pub(super) fn place(&self, section: Section) -> Place {
         self.footer.places[section as usize]
     }
 }
