@@ -193,6 +193,7 @@ def formats():
         yield Claim(f"pushed index, {image}, of the layers' bytes", "peelfs", "value", None, "<= 1.2")
         yield Claim(pushed, "peelfs-pushed", "time", "peelfs-known", "<= 1.1")
         yield Claim(f"{pushed}, with a profile, received", "peelfs-pushed", "share", "peelfs-demand", "<= 1.1")
+        yield Claim(f"pushed index with a profile, {image}, of the layers' bytes", "peelfs", "value", None, "<= 1.2")
         soci = f"SOCI, {image}, {LINKS[1]}"
         yield Claim(soci, "peelfs-soci", "time", "peelfs-known", "<= 1.15")
         yield Claim(f"{soci}, received", "peelfs-soci", "share", "peelfs-known")

@@ -48,7 +48,8 @@ measure_start() {
   start_link "${spec%:*}" "${spec#*:}"
   timed bring_and_start "$image" "$subject" "$@"
   sample "$what" "$subject" s "$took"
-  sample "$what, received" "$subject" MiB "$(counted | jq '.bytes / 1048576 * 10 | round / 10')"
+  passed=$(counted)
+  sample "$what, received" "$subject" MiB "$(jq '.bytes / 1048576 * 10 | round / 10' <<< "$passed")"
   started "$image" "$root"
   case $subject in
     podman) podman_here image umount -a >> "$work/log" ;;

@@ -52,6 +52,11 @@ repository() { case $1 in estargz) echo "$2:estargz" ;; *) echo "$2-$1:latest" ;
 compressed() {
   skopeo inspect --raw --tls-verify=false "docker://$registry/$1" | jq '[.layers[].size] | add'
 }
+# beside REFERENCE: bytes that the link has passed last of blobs that are neither its layers nor its configuration
+beside() {
+  skopeo inspect --raw --tls-verify=false "docker://$registry/$1" |
+    jq --argjson passed "$passed" '[.layers[].digest, .config.digest] as $own | $passed.by_blob | delpaths([$own[] | [.]]) | add // 0'
+}
 share() { calculated "$1 * 100 / $2"; }
 
 # Until the start command has run; all names; one file. Beside podman, which pulls the ordinary image.
@@ -87,19 +92,20 @@ measure_prepared() {
   done
 }
 
-# Beside an index that is known; on the wire the index takes this share of the layers' bytes.
+# Beside an index that is known. Until the start command has run, blobs that are none of the image's have taken this share of
+# the layers' bytes on the wire: indexes and windows.
 measure_pushed() {
-  local run image=$1 spec=$FORMATS_LINK what told
+  local run image=$1 spec=$FORMATS_LINK what
   what="pushed index, $image, $(link_name $spec)"
   indexed "$image"
   # Without a profile: nothing has been started from this cache.
-  told=$("$peelfs" index push --cache-dir "$dir/cache" "$registry/$image:latest" 2>> "$work/log")
-  sample "pushed index, $image, of the layers' bytes" peelfs % "$(grep -o '[0-9.]* % of its layers' <<< "$told" | cut -d ' ' -f 1)"
+  "$peelfs" index push --cache-dir "$dir/cache" "$registry/$image:latest" >> "$work/log" 2>&1
   for ((run = 1; run <= runs; run++)); do
     indexed "$image"
     measure_start "$image" peelfs-known $spec "$what"
     fresh
     measure_start "$image" peelfs-pushed $spec "$what" --index-from referrers
+    sample "pushed index, $image, of the layers' bytes" peelfs % "$(share "$(beside "$image:latest")" "$(compressed "$image:latest")")"
   done
   indexed "$image"
   measure_start "$image" peelfs-demand $spec "$what, with a profile" --prefetch none
@@ -108,6 +114,7 @@ measure_pushed() {
   for ((run = 1; run <= runs; run++)); do
     fresh
     measure_start "$image" peelfs-pushed $spec "$what, with a profile" --index-from referrers
+    sample "pushed index with a profile, $image, of the layers' bytes" peelfs % "$(share "$(beside "$image:latest")" "$(compressed "$image:latest")")"
   done
 }
 

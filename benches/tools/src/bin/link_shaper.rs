@@ -11,10 +11,10 @@
 //! that of either direction, as from a server that gives each its share, or on a long way with loss. There
 //! is no loss itself, no jitter, no slow start and no TLS. Requests are counted as HTTP/1.1 without bodies, which is what a client that pulls sends.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -58,6 +58,8 @@ struct Counters {
     bytes: u64,
     /// Those of them that answered a request for a blob.
     blob_bytes: u64,
+    /// The same by the blob's digest.
+    by_blob: BTreeMap<String, u64>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -109,30 +111,32 @@ impl Shaper {
         server.set_nodelay(true)?;
         self.counted().connections += 1;
         let (half, never) = (self.rtt / 2, Instant::now());
-        let asks_blob = &AtomicBool::new(false);
+        let asked = &Mutex::new(None);
         thread::scope(|scope| {
             let mut heads = Heads::default();
             scope.spawn(move || {
                 let links = [&self.up, &Link::new(self.mbit_each)];
                 pump(links, half, accepted + self.rtt, client, server, |bytes| {
-                    heads.feed(bytes, |method, path| self.count_request(method, path, asks_blob));
+                    heads.feed(bytes, |method, path| self.count_request(method, path, asked));
                 });
             });
             pump([&self.down, &Link::new(self.mbit_each)], half, never, server, client, |bytes| {
                 let mut counters = self.counted();
                 counters.bytes += bytes.len() as u64;
                 // No client pipelines: bytes that come down answer the last request that went up.
-                if asks_blob.load(Ordering::Acquire) {
+                if let Some(digest) = &*asked.lock().unwrap_or_else(PoisonError::into_inner) {
                     counters.blob_bytes += bytes.len() as u64;
+                    *counters.by_blob.entry(String::clone(digest)).or_default() += bytes.len() as u64;
                 }
             });
         });
         Ok(())
     }
 
-    fn count_request(&self, method: &str, path: &str, asks_blob: &AtomicBool) {
-        let blob = path.contains("/blobs/");
-        asks_blob.store(blob, Ordering::Release);
+    fn count_request(&self, method: &str, path: &str, asked: &Mutex<Option<String>>) {
+        let digest = path.split_once("/blobs/").map(|(_, digest)| digest.to_owned());
+        let blob = digest.is_some();
+        *asked.lock().unwrap_or_else(PoisonError::into_inner) = digest;
         let mut counters = self.counted();
         counters.requests += 1;
         counters.heads += u64::from(method == "HEAD");
