@@ -210,15 +210,15 @@ const CLOSER_STORED: u64 = 16;
 /// Spacing in the first GiB.
 const SPACING: u64 = 256 << 10;
 /// Spacings between two starts within a zstd frame, if windows are large.
-const BLOCKS_MOST: u64 = 16;
+const BLOCKS_MOST: u64 = 20;
 /// Decoded bytes per byte of a small window.
 const WINDOW_SHARE: u64 = 16;
 /// Decoded bytes between two starts within a zstd frame: what a reader waits for.
 const BLOCKS_DECODED: u64 = 64 << 20;
 /// Bytes of windows of blocks beyond half the bytes of their blob.
 const WINDOWS_FREE: u64 = 1 << 20;
-/// Decoded bytes without a mark within a zstd frame.
-const BLOCKS_CONTINUED: u64 = 8 << 20;
+/// Decoded bytes without a mark within a zstd frame: a reader waits for no more of what decodes from one start.
+const BLOCKS_CONTINUED: u64 = 512 << 10;
 /// Number of spacings without a start after which a mark is set that is not a start.
 const CONTINUED: u64 = 4;
 

@@ -302,7 +302,8 @@ impl Fetcher {
         }
     }
 
-    /// Reserves `wanted`, and for `cause` the missing spans from there up to `end`, split into runs.
+    /// Reserves `wanted`, and for `cause` the missing spans from there up to `end`, split into runs. Spans that decode only
+    /// from an earlier start, and those before them, come in the same bytes, so that all of them are reserved.
     fn reserve(
         self: &Arc<Self>,
         wanted: SpanRange,
@@ -314,10 +315,17 @@ impl Fetcher {
             let (layer, cause) = (self.blob.digest.clone(), Arc::new(self.ended()));
             return Err(ReadError::Refuted { layer, cause });
         }
-        let around = SpanRange::new(wanted.end, end);
-        let cached = self.layer.content.generations(around);
-        let absent = around.iter().zip(cached).filter(|(_, cached)| cached.is_none()).map(|(span, _)| span);
-        let todo = wanted.iter().chain(absent).map(|span| Ok((span, self.layer.span(span)?)));
+        let index_error = |cause| self.layer.index_error(cause);
+        let (first, count) = (wanted.start, SpanId(self.layer.index.span_count()));
+        let begin = if first < count { self.layer.index.decode_start(first).map_err(index_error)? } else { first };
+        let end = self.end_of_group(end).map_err(index_error)?;
+        let absent = |around: SpanRange| {
+            let cached = self.layer.content.generations(around);
+            around.iter().zip(cached).filter(|(_, cached)| cached.is_none()).map(|(span, _)| span)
+        };
+        let (before, after) = (SpanRange::new(begin, wanted.start), SpanRange::new(wanted.end, end));
+        let todo = absent(before).chain(wanted.iter()).chain(absent(after));
+        let todo = todo.map(|span| Ok((span, self.layer.span(span)?)));
         let todo = todo.collect::<Result<Vec<_>, ReadError>>()?;
         let mut reserved = Reserved::default();
         let mut begun = BlobOffset(0);
@@ -343,9 +351,10 @@ impl Fetcher {
                 continue;
             }
             // A span that decodes only from an earlier start stays in its run; else that start would be fetched twice.
-            let is_full = known.blob.0.saturating_sub(begun.0) >= REQUEST && known.kind != StartKind::Continued;
+            let is_start = known.kind != StartKind::Continued;
+            let is_full = known.blob.0.saturating_sub(begun.0) >= REQUEST || span == wanted.start;
             match reserved.runs.last_mut() {
-                Some(run) if range_of(run).end == span && span != wanted.start && !is_full => run.push(fetching),
+                Some(run) if range_of(run).end == span && !(is_start && is_full) => run.push(fetching),
                 _ => {
                     begun = known.blob;
                     reserved.runs.push(vec![fetching]);
@@ -353,8 +362,26 @@ impl Fetcher {
             }
         }
         // Demand first.
-        reserved.runs.sort_by_key(|run| !wanted.contains(run[0].span));
+        reserved.runs.sort_by_key(|run| !run.iter().any(|fetching| wanted.contains(fetching.span)));
         Ok(reserved)
+    }
+
+    /// Where the spans end that decode from the same start as the one before `end`, if that is not far.
+    fn end_of_group(&self, mut end: SpanId) -> Result<SpanId, IndexError> {
+        let index = &self.layer.index;
+        let count = SpanId(index.span_count());
+        if end == SpanId(0) || end >= count {
+            return Ok(end);
+        }
+        let start = index.span(index.decode_start(end.back(1))?)?.blob;
+        while end < count {
+            let span = index.span(end)?;
+            if span.kind != StartKind::Continued || span.blob.0.saturating_sub(start.0) >= GROUP {
+                break;
+            }
+            end = end.next();
+        }
+        Ok(end)
     }
 
     fn reserve_one(
@@ -882,6 +909,8 @@ fn range_of(run: &SpanRun) -> SpanRange {
     SpanRange::new(run[0].span, run[run.len() - 1].span.next())
 }
 
+/// Bytes of the blob from a start on within which all that decodes from it is fetched.
+const GROUP: u64 = 4 << 20;
 /// Interval at which a request to a failing source checks whether a reader still waits.
 const LOOK_FOR_READERS: Duration = Duration::from_secs(1);
 /// Time that another process or mount may take to deliver a span before this one fetches it, too.
