@@ -72,6 +72,8 @@ pub enum WindowsError {
 
 /// Windows that begin in the same piece of the blob.
 type GroupId = u64;
+/// The windows of groups; the first one of a group is needed, if any is.
+type Groups = BTreeMap<GroupId, Vec<(SpanId, WindowAt)>>;
 
 /// Windows that are fetched by one request.
 struct Run {
@@ -219,8 +221,9 @@ impl LayerWindows {
         }
     }
 
-    /// The groups of the windows that some spans need and that are not here.
-    fn missing(&self, spans: &[SpanId]) -> Result<BTreeMap<GroupId, Vec<(SpanId, WindowAt)>>, IndexError> {
+    /// The groups of the windows that some spans need and that are not here; and those between two of them, if one request is
+    /// to bring both.
+    fn missing(&self, spans: &[SpanId]) -> Result<Groups, IndexError> {
         let mut groups = BTreeMap::new();
         for span in spans {
             let Some(at) = self.index.span(*span)?.window else { continue };
@@ -229,7 +232,30 @@ impl LayerWindows {
                 groups.insert(group, self.group(*span, at)?);
             }
         }
+        let between = self.between(&groups)?;
+        groups.extend(between);
         Ok(groups)
+    }
+
+    /// The groups between neighbours of `groups` that are close to each other.
+    fn between(&self, groups: &Groups) -> Result<Groups, IndexError> {
+        let mut between = Groups::new();
+        for ((before, one), (behind, other)) in groups.iter().zip(groups.iter().skip(1)) {
+            if !(2..=1 + GAP / GROUP).contains(&(behind - before)) {
+                continue;
+            }
+            let last = one.iter().map(|(span, _)| *span).max();
+            let first = other.iter().map(|(span, _)| *span).min();
+            let Some((last, first)) = last.zip(first) else { continue };
+            for span in SpanRange::new(last.next(), first.min(last.forward(NEAR))).iter() {
+                let Some(at) = self.index.span(span)?.window else { continue };
+                let group = at.start / GROUP;
+                if (before + 1..*behind).contains(&group) && u64::from(at.len) <= GROUP {
+                    between.entry(group).or_default().push((span, at));
+                }
+            }
+        }
+        Ok(between)
     }
 
     /// The window of `span`, and those that begin in the same piece of the blob.
@@ -258,10 +284,7 @@ impl LayerWindows {
     }
 
     /// Takes on the groups that no other task fetches, and returns what tells of the others.
-    fn claim(
-        &self,
-        groups: BTreeMap<GroupId, Vec<(SpanId, WindowAt)>>,
-    ) -> Result<(Claimed<'_>, Vec<watch::Receiver<()>>), IndexError> {
+    fn claim(&self, groups: Groups) -> Result<(Claimed<'_>, Vec<watch::Receiver<()>>), IndexError> {
         let mut claimed = Claimed { of: self, groups: Vec::new(), runs: Vec::new(), _waited_for: Vec::new() };
         let (mut elsewhere, mut mine) = (Vec::new(), Vec::new());
         {
@@ -344,7 +367,7 @@ pub(super) async fn complete_windows(
 
 /// Bytes of the blob in which the windows of a group begin.
 const GROUP: u64 = 8 << 10;
-/// Bytes that no one needs, if that saves a request.
+/// Bytes that nothing needs yet, if they save a request.
 const GAP: u64 = 16 << 10;
 /// The most bytes of a request, but for one large window.
 const REQUEST: u64 = 1 << 20;
