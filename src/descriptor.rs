@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+pub use peelfs_codec::Compression;
+
 use crate::digest::Digest;
 use crate::trust::{Mismatch, Untrusted};
 
@@ -59,17 +61,6 @@ pub enum MediaType {
     Layer(Compression, Box<str>),
     /// Anything else: artifacts, signatures, attestations.
     Other(Box<str>),
-}
-
-/// How a layer's blob is compressed.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum Compression {
-    /// A plain tar.
-    Stored,
-    /// One or more gzip members (RFC 1952).
-    Gzip,
-    /// One or more zstd frames (RFC 8878), skippable ones included.
-    Zstd,
 }
 
 impl MediaType {

@@ -34,7 +34,6 @@
 //! | 0 words | what things are called | [`digest`], [`descriptor`], [`offsets`], [`trust`], [`reference`], [`platform`], [`documents`] |
 
 pub mod bundle;
-pub mod codec;
 pub mod content;
 pub mod descriptor;
 pub mod digest;
@@ -45,7 +44,6 @@ pub mod host;
 pub mod image;
 pub mod image_store;
 pub mod layer;
-pub mod offsets;
 pub mod overlay;
 pub mod platform;
 pub mod predict;
@@ -56,3 +54,7 @@ pub mod span;
 pub mod store;
 mod sync;
 pub mod trust;
+
+// A crate of its own: it is optimised in builds of the profile `dev`, too.
+pub use peelfs_codec as codec;
+pub use peelfs_codec::offsets;

@@ -462,7 +462,7 @@ mod tests {
 
     use super::super::LayerDecoder;
     use super::*;
-    use crate::descriptor::Compression;
+    use crate::Compression;
 
     fn frame(data: &[u8]) -> Vec<u8> {
         ::zstd::bulk::compress(data, 3).unwrap()

@@ -434,7 +434,7 @@ mod tests {
 
     use super::super::{InflateError, LayerDecoder, Limits};
     use super::*;
-    use crate::descriptor::Compression;
+    use crate::Compression;
 
     fn member(data: &[u8]) -> Vec<u8> {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());

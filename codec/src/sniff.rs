@@ -5,7 +5,7 @@
 //! a blob can be both a tar and a gzip file.
 
 use super::CodecError;
-use crate::descriptor::Compression;
+use crate::Compression;
 use crate::offsets::BlobOffset;
 
 /// Bytes needed to detect the compression, or all bytes of a shorter blob.

@@ -6,7 +6,7 @@ use super::huffman::Codes;
 use super::{BLOCK, Unreadable};
 
 /// The decoder of a frame from one of its checkpoints on, up to the next one.
-pub(in crate::codec) struct Resumed {
+pub(crate) struct Resumed {
     carried: Carried,
     /// The carried Huffman codes, once they are needed.
     codes: Option<Codes>,
@@ -38,7 +38,7 @@ struct Output {
 
 impl Resumed {
     /// A decoder at a checkpoint; matches reach at most `window` bytes back.
-    pub(in crate::codec) fn new(checkpoint: &Checkpoint, window: u64) -> Result<Self, Unreadable> {
+    pub(crate) fn new(checkpoint: &Checkpoint, window: u64) -> Result<Self, Unreadable> {
         let Checkpoint { state, reach, runs, bytes, .. } = checkpoint;
         let places = runs.iter().scan(0, |end, run| {
             let place = *end;
@@ -57,13 +57,13 @@ impl Resumed {
     }
 
     /// Decodes a block that is stored.
-    pub(in crate::codec) fn raw(&mut self, bytes: &[u8]) {
+    pub(crate) fn raw(&mut self, bytes: &[u8]) {
         self.output.begin(bytes.len(), self.window);
         self.output.literals(bytes);
     }
 
     /// Decodes a block of one byte, `length` times.
-    pub(in crate::codec) fn repeated(&mut self, byte: u8, length: usize) {
+    pub(crate) fn repeated(&mut self, byte: u8, length: usize) {
         self.output.begin(length, self.window);
         let end = self.output.end;
         self.output.bytes[end..end + length].fill(byte);
@@ -71,7 +71,7 @@ impl Resumed {
     }
 
     /// Decodes a compressed block.
-    pub(in crate::codec) fn compressed(&mut self, block: &[u8]) -> Result<(), Unreadable> {
+    pub(crate) fn compressed(&mut self, block: &[u8]) -> Result<(), Unreadable> {
         let parsed = self.carried.block(block)?;
         self.output.begin(BLOCK, self.window);
         self.literals.clear();
@@ -110,7 +110,7 @@ impl Resumed {
     }
 
     /// Moves decoded bytes to `room`, as many as it has room for; returns their number.
-    pub(in crate::codec) fn take(&mut self, room: &mut [u8]) -> usize {
+    pub(crate) fn take(&mut self, room: &mut [u8]) -> usize {
         let Output { bytes, end, taken, .. } = &mut self.output;
         let length = room.len().min(*end - *taken);
         room[..length].copy_from_slice(&bytes[*taken..*taken + length]);
@@ -119,7 +119,7 @@ impl Resumed {
     }
 
     /// Whether all decoded bytes were taken.
-    pub(in crate::codec) fn is_taken(&self) -> bool {
+    pub(crate) fn is_taken(&self) -> bool {
         self.output.taken == self.output.end
     }
 }

@@ -5,7 +5,7 @@ use super::block::{Carried, Described, LITERAL_LENGTHS, MATCH_LENGTHS, OFFSETS, 
 
 /// The state between two blocks of a frame, with the bytes before that blocks up to the next checkpoint copy from.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(in crate::codec) struct Checkpoint {
+pub(crate) struct Checkpoint {
     /// Whether four bytes of checksum follow the frame's last block.
     pub(super) checksum: bool,
     pub(super) state: State,
@@ -55,12 +55,12 @@ impl State {
 
 impl Checkpoint {
     /// Whether the frame ends with a checksum.
-    pub(in crate::codec) fn has_checksum(&self) -> bool {
+    pub(crate) fn has_checksum(&self) -> bool {
         self.checksum
     }
 
     /// The bytes of which the stored form is made; `docs/formats.md` has the layout.
-    pub(in crate::codec) fn to_bytes(&self) -> Vec<u8> {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut out = vec![u8::from(self.checksum)];
         let State { huffman, tables, repeats } = &self.state;
         repeats.iter().for_each(|repeat| put(&mut out, *repeat));
@@ -89,7 +89,7 @@ impl Checkpoint {
     }
 
     /// Parses the output of [`Checkpoint::to_bytes`].
-    pub(in crate::codec) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let mut rest = bytes;
         let checksum = match take(&mut rest, 1)?[0] {
             0 => false,

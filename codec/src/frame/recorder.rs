@@ -7,7 +7,7 @@ use super::copies::{Copied, Copies};
 use crate::offsets::DecodedOffset;
 
 /// Follows a frame block by block.
-pub(in crate::codec) struct Recorder {
+pub(crate) struct Recorder {
     blocks: Blocks,
     checksum: bool,
     /// The last checkpoint, whose bytes are being collected.
@@ -38,7 +38,7 @@ struct Window {
 
 impl Recorder {
     /// A recorder at the beginning of a frame whose matches reach at most `window` bytes back.
-    pub(in crate::codec) fn new(window: u64, checksum: bool) -> Self {
+    pub(crate) fn new(window: u64, checksum: bool) -> Self {
         let size = (window.min(LARGEST) as usize).next_multiple_of(64);
         Self {
             blocks: Blocks::Unread(Vec::new()),
@@ -51,7 +51,7 @@ impl Recorder {
 
     /// Reads a compressed block whose output will begin at `at`, before any of it is there; returns its length, if it was
     /// read already.
-    pub(in crate::codec) fn read(&mut self, block: &[u8], at: DecodedOffset) -> Result<Option<u64>, Unreadable> {
+    pub(crate) fn read(&mut self, block: &[u8], at: DecodedOffset) -> Result<Option<u64>, Unreadable> {
         let carried = match &mut self.blocks {
             Blocks::Unread(blocks) => {
                 blocks.extend_from_slice(&(block.len() as u32).to_le_bytes());
@@ -71,7 +71,7 @@ impl Recorder {
     }
 
     /// Takes the copies that are in the output by now, of which `decoded`, from `start` on, is at hand.
-    pub(in crate::codec) fn collect(&mut self, start: DecodedOffset, decoded: &[u8]) -> Result<(), Unreadable> {
+    pub(crate) fn collect(&mut self, start: DecodedOffset, decoded: &[u8]) -> Result<(), Unreadable> {
         let Some((checkpoint, _)) = &self.open else { return Ok(()) };
         while let Some(copy) = self.copies.first() {
             let at = *checkpoint + u64::from(copy.at);
@@ -90,7 +90,7 @@ impl Recorder {
     }
 
     /// Begins a checkpoint at the end of the blocks read so far, whose output must be collected.
-    pub(in crate::codec) fn begin(&mut self, at: DecodedOffset) -> Result<(), Unreadable> {
+    pub(crate) fn begin(&mut self, at: DecodedOffset) -> Result<(), Unreadable> {
         if let Blocks::Unread(blocks) = &mut self.blocks {
             let blocks = std::mem::take(blocks);
             self.blocks = Blocks::Read(Carried::default());
@@ -109,14 +109,14 @@ impl Recorder {
     }
 
     /// Ends the open checkpoint, if any: no block from here on belongs to it.
-    pub(in crate::codec) fn end(&mut self) -> Option<(DecodedOffset, Checkpoint)> {
+    pub(crate) fn end(&mut self) -> Option<(DecodedOffset, Checkpoint)> {
         let (at, state) = self.open.take()?;
         let (reach, runs, bytes) = self.window.taken();
         Some((at, Checkpoint { checksum: self.checksum, state, reach, runs, bytes }))
     }
 
     /// The bytes collected for the open checkpoint.
-    pub(in crate::codec) fn collected(&self) -> u64 {
+    pub(crate) fn collected(&self) -> u64 {
         self.window.count as u64
     }
 }
@@ -173,5 +173,5 @@ impl Window {
 
 /// So far behind a checkpoint that nothing is copied from before it.
 const EVERYTHING: u32 = u32::MAX - (1 << 20);
-/// Windows beyond are of no use: libzstd does not decode them either ([`Limits`](crate::codec::Limits)).
+/// Windows beyond are of no use: libzstd does not decode them either ([`Limits`](crate::Limits)).
 const LARGEST: u64 = 1 << 31;

@@ -1,6 +1,6 @@
 //! Starts: what decoding from a place in a layer needs.
 
-use crate::descriptor::Compression;
+use crate::Compression;
 
 /// Whether and how decoding can start at a mark.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]

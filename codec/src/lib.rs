@@ -9,8 +9,7 @@
 //! output, and with memory bounded by [`Limits`] and the current piece.
 //!
 //! ```
-//! use peelfs::codec::{LayerDecoder, Limits, OutputBuffer, Status};
-//! use peelfs::descriptor::Compression;
+//! use peelfs_codec::{Compression, LayerDecoder, Limits, OutputBuffer, Status};
 //!
 //! let mut decoder = LayerDecoder::first_pass(Compression::Stored, Limits::default())?;
 //! let mut out = OutputBuffer::new(OutputBuffer::CAPACITY);
@@ -18,16 +17,18 @@
 //! assert_eq!(decoder.decode(&mut input, &mut out)?, Status::NeedInput);
 //! decoder.finish()?;
 //! assert_eq!(out.decoded(), b"a layer");
-//! # Ok::<(), peelfs::codec::CodecError>(())
+//! # Ok::<(), peelfs_codec::CodecError>(())
 //! ```
 
 mod block_state;
 mod codes;
+mod compression;
 mod fast;
 mod frame;
 mod gzip;
 mod inflate;
 mod marks;
+pub mod offsets;
 mod output;
 #[cfg(test)]
 mod samples;
@@ -38,9 +39,9 @@ pub mod tar_split;
 mod window;
 mod zstd;
 
-use crate::descriptor::Compression;
 use crate::offsets::{BlobOffset, DecodedOffset};
 
+pub use self::compression::Compression;
 pub use self::gzip::BlockStart;
 pub use self::inflate::{Alphabet, InflateError};
 pub use self::marks::Mark;

@@ -111,21 +111,29 @@ fn decode(text: Option<&str>, into: &mut Vec<u8>) -> Result<(), base64::DecodeEr
 }
 
 /// The type of a file.
-pub(crate) const FILE: u8 = 1;
+pub const FILE: u8 = 1;
 /// The type of literal bytes.
-pub(crate) const SEGMENT: u8 = 2;
+pub const SEGMENT: u8 = 2;
 /// Writers split what is longer than a MiB.
 const LINE_LIMIT: u64 = 64 << 20;
 
 /// CRC-64 of ISO 3309, as in the Go package `hash/crc64`.
-pub(crate) struct Crc64(u64);
+pub struct Crc64(u64);
+
+impl Default for Crc64 {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Crc64 {
-    pub(crate) fn new() -> Self {
+    /// The sum of nothing.
+    pub fn new() -> Self {
         Self(!0)
     }
 
-    pub(crate) fn add(&mut self, bytes: &[u8]) {
+    /// Adds what comes next.
+    pub fn add(&mut self, bytes: &[u8]) {
         let (chunks, rest) = bytes.as_chunks::<8>();
         for chunk in chunks {
             let mixed = (self.0 ^ u64::from_le_bytes(*chunk)).to_le_bytes();
@@ -136,7 +144,8 @@ impl Crc64 {
         }
     }
 
-    pub(crate) fn finish(&self) -> u64 {
+    /// The sum of all that was added.
+    pub fn finish(&self) -> u64 {
         !self.0
     }
 }
