@@ -16,15 +16,15 @@ use peelfs::store::{Disk, Effect, Keep, Store};
 use peelfs_loopback::image::{Image, ImageBuilder, LayerBuilder, Packing};
 use peelfs_loopback::tar::Entry;
 use support::doomed::{Doomed, Loss};
-use support::model::{NodeKind, Tree};
+use support::model::{NodeKind, Seen, Tree};
 use support::random::Random;
 use support::sandbox::content_file;
 use support::shown::{self, MemorySource};
 use support::walk::{self, Compare};
 
-/// Three layers of several spans, packed in all ways.
-fn image() -> &'static (Image, Tree) {
-    static IMAGE: OnceLock<(Image, Tree)> = OnceLock::new();
+/// Three layers of several spans, packed in all ways, and what is to be seen of them.
+fn image() -> &'static (Image, BTreeMap<Vec<u8>, Seen>) {
+    static IMAGE: OnceLock<(Image, BTreeMap<Vec<u8>, Seen>)> = OnceLock::new();
     IMAGE.get_or_init(|| {
         let mut random = Random::new(5);
         let packings =
@@ -40,11 +40,11 @@ fn image() -> &'static (Image, Tree) {
                 entries
             })
             .collect();
-        let tree = Tree::of(layers.iter().map(Vec::as_slice));
+        let seen = Tree::of(layers.iter().map(Vec::as_slice)).seen();
         let build = |builder: ImageBuilder, (entries, packing): (&Vec<Entry>, &Packing)| {
             builder.layer(LayerBuilder::of(entries).packing(*packing))
         };
-        (layers.iter().zip(&packings).fold(ImageBuilder::new(), build).build(), tree)
+        (layers.iter().zip(&packings).fold(ImageBuilder::new(), build).build(), seen)
     })
 }
 
@@ -71,8 +71,7 @@ async fn read_some(fs: &ImageFs, random: &mut Random, reads: usize) {
         let node = fs.awaited(|fs| fs.walk(path.as_bytes(), Last::Follow)).await.unwrap().node;
         let at = random.below(200_000);
         let got = fs.read(node, FileOffset(at as u64), 9_000).await.unwrap();
-        let wanted = image().1.seen();
-        let NodeKind::File(content) = &wanted[path.as_bytes()].node.kind else { panic!("a file") };
+        let NodeKind::File(content) = &image().1[path.as_bytes()].node.kind else { panic!("a file") };
         assert!(got == content[at..at + 9_000], "a wrong byte of {path}");
     }
 }
@@ -253,11 +252,11 @@ fn crash(point: u64, loss: Loss) -> Found {
     let refetched = life(&store, async |fs| {
         let reopened = begun.elapsed();
         if let Some(bytes) = whole(&fs, WHOLE).await {
-            let NodeKind::File(expected) = &image().1.seen()[WHOLE.as_bytes()].node.kind else { panic!("a file") };
+            let NodeKind::File(expected) = &image().1[WHOLE.as_bytes()].node.kind else { panic!("a file") };
             assert!(bytes == *expected, "{at}: a file that the kernel would be given holds something else");
         }
         let got = shown::seen(fs.clone(), &mut Random::new(point)).await;
-        let wrong = walk::differences(&image().1.seen(), &got, Compare::Exactly);
+        let wrong = walk::differences(&image().1, &got, Compare::Exactly);
         assert!(wrong.is_empty(), "{at}:\n{}", wrong.join("\n"));
         let reads = fs.layer_status().into_iter().map(|layer| layer.reads);
         let (fetched, damaged) =
