@@ -622,7 +622,7 @@ fn a_process_that_is_killed_while_it_spools_leaves_nothing() {
             .any(|to| to.starts_with(user.dir.path()) && to.to_string_lossy().ends_with(" (deleted)"))
     };
     while !spooled() {
-        std::thread::yield_now();
+        support::pause();
     }
     running.kill().unwrap();
     running.wait().unwrap();

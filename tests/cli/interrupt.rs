@@ -66,7 +66,7 @@ fn until_all_wait(children: &[Child]) {
     for child in children {
         let state = format!("/proc/{}/wchan", child.id());
         while !std::fs::read_to_string(&state).is_ok_and(|at| WAITS.contains(&at.as_str())) {
-            std::thread::yield_now();
+            support::pause();
         }
     }
 }

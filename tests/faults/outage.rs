@@ -164,7 +164,7 @@ impl Bench {
             // Connections of before may hold the port for a moment.
             match Registry::start_with(settings()) {
                 Ok(registry) => break registry,
-                Err(_) => std::thread::yield_now(),
+                Err(_) => support::pause(),
             }
         };
         self.registry = registry;
@@ -817,7 +817,7 @@ fn a_real_mount_tells_what_it_waits_for_heals_and_unmounts() {
                 Ok(read) => break read,
                 Err(error) => assert!(begun.elapsed().as_secs() < 30, "{error}"),
             }
-            std::thread::yield_now();
+            support::pause();
         };
         assert!(read == bench.content);
         let told = status(&at.path, &[]);

@@ -490,7 +490,7 @@ fn a_wait_for_a_mount_ends_when_it_is_unmounted_or_given_up() {
             command.arg(&at.path).arg("--wait").args(how).stderr(Stdio::piped());
             let waiting = command.spawn().unwrap();
             while !at.is_mounted() || at.state().is_none() {
-                std::thread::yield_now();
+                support::pause();
             }
             waiting
         };
@@ -508,7 +508,7 @@ fn a_wait_for_a_mount_ends_when_it_is_unmounted_or_given_up() {
         waiting.kill().unwrap();
         waiting.wait().unwrap();
         while at.is_mounted() || Path::new(&format!("/proc/{server}")).exists() {
-            std::thread::yield_now();
+            support::pause();
         }
         gate.open();
     }
@@ -532,13 +532,13 @@ fn a_wait_for_a_mount_goes_on_with_the_server_that_takes_over() {
         let mut command = sandbox.peelfs(["mount", "--wait", &served.reference()]);
         let waiting = command.arg(&at.path).args(how).stderr(Stdio::piped()).spawn().unwrap();
         while !at.is_mounted() || at.state().is_none() {
-            std::thread::yield_now();
+            support::pause();
         }
         for _ in 0..2 {
             let before = at.server();
             kill_process(Pid::from_raw(before).unwrap(), Signal::KILL).unwrap();
             while at.state().is_none_or(|state| state["pid"] == before) {
-                std::thread::yield_now();
+                support::pause();
             }
         }
         gate.open();
@@ -577,7 +577,7 @@ fn a_failed_layer_is_shown_when_the_registry_is_back() {
             Ok(got) => break assert!(got == served.second()),
             Err(error) => assert!(begin.elapsed().as_secs() < 30, "{error}"),
         }
-        std::thread::yield_now();
+        support::pause();
     }
     served.assert_right(&at.path, "well again");
     at.unmount();

@@ -43,7 +43,7 @@ fn a_program_serves_a_mount_by_itself() {
     };
     while mounts::at(&at).is_none() {
         assert!(!serving.is_finished(), "{:?}", serving.join());
-        std::thread::yield_now();
+        support::pause();
     }
     // A process that reads its own mount gets an error: it would wait for itself.
     let read = std::process::Command::new("cat").arg(at.join("d/hello")).output().unwrap();

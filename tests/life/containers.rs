@@ -598,7 +598,7 @@ fn a_signal_before_the_program_runs_ends_the_container() {
         let begun = Instant::now();
         while hanging.process.try_wait().unwrap().is_none() && begun.elapsed() < Duration::from_secs(60) {
             hanging.signal(signal);
-            std::thread::yield_now();
+            support::pause();
         }
         assert_eq!(hanging.process.wait().unwrap().code(), Some(status));
     }

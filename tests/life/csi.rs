@@ -52,7 +52,7 @@ impl<'a> Plugin<'a> {
                 break channel;
             }
             assert!(process.try_wait().unwrap().is_none(), "the plugin has ended");
-            std::thread::yield_now();
+            support::pause();
         };
         Self { sandbox, runtime, process, channel }
     }
@@ -364,7 +364,7 @@ fn volumes_outlive_the_plugin_and_their_server() {
             }
         }
         while mounts::is_served(&whole) || mounts::is_served(&part) {
-            std::thread::yield_now();
+            support::pause();
         }
     };
     end();
@@ -458,7 +458,7 @@ fn the_kubelet_finds_the_plugin_and_may_refuse_it() {
         });
         match asked {
             Some(asked) => break asked,
-            None => std::thread::yield_now(),
+            None => support::pause(),
         }
     };
     assert_eq!((&info.r#type[..], &info.name[..], &info.endpoint[..]), ("CSIPlugin", "csi.test.example", own));
@@ -573,7 +573,7 @@ fn volumes_outlive_the_control_group_of_the_plugin() {
     for group in [&servers, &pod, &own] {
         while let Err(error) = std::fs::remove_dir(group) {
             assert!(begun.elapsed() < Duration::from_secs(60), "{}: {error}", group.display());
-            std::thread::yield_now();
+            support::pause();
         }
     }
 }

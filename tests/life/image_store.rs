@@ -50,7 +50,7 @@ impl<'a> Store<'a> {
         let begun = Instant::now();
         while self.state().is_none() {
             assert!(begun.elapsed() < Duration::from_secs(60), "the store is not served");
-            std::thread::yield_now();
+            support::pause();
         }
     }
 
@@ -95,6 +95,7 @@ impl<'a> Store<'a> {
                 return Pid::from_raw(pid.parse().unwrap()).unwrap();
             }
             assert!(begun.elapsed() < Duration::from_secs(60), "no guard runs");
+            support::pause();
         }
     }
 
@@ -102,7 +103,7 @@ impl<'a> Store<'a> {
         let begun = Instant::now();
         while mounts::at(&self.at).is_some() {
             assert!(begun.elapsed() < Duration::from_secs(60), "the store is left without a server");
-            std::thread::yield_now();
+            support::pause();
         }
     }
 

@@ -81,7 +81,7 @@ fn served(sandbox: &Sandbox, at: &MountPoint<'_>, reference: &str, more: &[&str]
         if let Some(status) = server.try_wait().unwrap() {
             panic!("it does not mount: {status}: {}", std::fs::read_to_string(said).unwrap());
         }
-        std::thread::yield_now();
+        support::pause();
     }
     server
 }

@@ -62,7 +62,7 @@ fn a_store_tells_how_many_images_it_shows() {
     let begun = std::time::Instant::now();
     while store.server() == before || TcpStream::connect(address).is_err() {
         assert!(begun.elapsed().as_secs() < 60, "the process that takes over serves no metrics");
-        std::thread::yield_now();
+        support::pause();
     }
     assert_eq!(value(&metrics(address), "peelfs_images"), "1");
 }
@@ -77,7 +77,7 @@ impl Service {
         let mut service = Self(command.spawn().unwrap());
         while TcpStream::connect(address).is_err() {
             assert!(service.0.try_wait().unwrap().is_none(), "the service has ended");
-            std::thread::yield_now();
+            support::pause();
         }
         service
     }

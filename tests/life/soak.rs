@@ -266,7 +266,7 @@ fn cached_reads_while_others_hang(hanging: usize, rounds: usize) {
         }
         let readers: Vec<_> = readers.into_iter().take(hanging).collect();
         while !readers.iter().all(|reader| waits(*reader)) {
-            std::thread::yield_now();
+            support::pause();
         }
         let mut took = Vec::new();
         for file in (0..cached).cycle().take(cached * rounds) {

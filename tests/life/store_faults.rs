@@ -100,6 +100,7 @@ fn a_store_works_after_an_add_that_was_killed() {
         let begun = Instant::now();
         while store.names() != wanted {
             assert!(begun.elapsed() < Duration::from_secs(60), "engines see {:?}", store.names());
+            support::pause();
         }
         // It holds no lock.
         store.peelfs(&["add", "--name=localhost/other:1", &other]);

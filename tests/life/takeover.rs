@@ -262,7 +262,7 @@ fn a_mount_goes_on_without_its_keeper_and_ends_with_it() {
     kill_process(Pid::from_raw(keeper).unwrap(), Signal::KILL).unwrap();
     read_anew(&at.path, 1);
     while !status().contains("keeper   gone") {
-        std::thread::yield_now();
+        support::pause();
     }
     at.unmount();
 
@@ -270,7 +270,7 @@ fn a_mount_goes_on_without_its_keeper_and_ends_with_it() {
     let keeper = at.state().unwrap()["keeper"]["pid"].as_i64().unwrap() as i32;
     kill_process(Pid::from_raw(keeper).unwrap(), Signal::TERM).unwrap();
     while at.is_mounted() {
-        std::thread::yield_now();
+        support::pause();
     }
 }
 

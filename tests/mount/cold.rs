@@ -528,7 +528,7 @@ fn learnt(image: &Image, dir: &Path) -> Arc<Store> {
     let begun = std::time::Instant::now();
     while store.prune(Keep::Indexes).unwrap().held > 0 {
         assert!(begun.elapsed() < HANGS, "the layer is held");
-        std::thread::yield_now();
+        support::pause();
     }
     store
 }

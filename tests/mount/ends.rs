@@ -55,7 +55,7 @@ impl Drop for Disk {
         // Processes that hung there can exit now.
         let begun = std::time::Instant::now();
         while rustix::mount::unmount(&self.0, UnmountFlags::empty()).is_err() && begun.elapsed().as_secs() < 10 {
-            std::thread::yield_now();
+            support::pause();
         }
     }
 }

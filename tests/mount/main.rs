@@ -1067,7 +1067,7 @@ fn wait_for(mut test: impl FnMut() -> bool) {
     let begin = std::time::Instant::now();
     while !test() {
         assert!(begin.elapsed().as_secs() < 60, "it never came to be so");
-        std::thread::yield_now();
+        support::pause();
     }
 }
 
@@ -1115,7 +1115,7 @@ fn a_log_stays_only_if_something_stands_in_it() {
         let keeper = at.state().unwrap()["keeper"]["pid"].as_i64().unwrap();
         at.unmount();
         while std::fs::exists(format!("/proc/{keeper}/fd/0")).unwrap() {
-            std::thread::yield_now();
+            support::pause();
         }
         assert_eq!(logs(), [] as [std::path::PathBuf; 0]);
     }
@@ -1259,7 +1259,7 @@ fn a_server_that_ends_late_takes_no_other_mount_away() {
     let others = [sandbox.mount(&reference, "gone"), sandbox.mount(&reference, "other")];
     rustix::process::kill_process(rustix::process::Pid::from_raw(server).unwrap(), Signal::CONT).unwrap();
     while Path::new(&format!("/proc/{server}")).exists() {
-        std::thread::yield_now();
+        support::pause();
     }
     for other in &others {
         assert!(other.is_mounted() && std::fs::read_dir(&other.path).unwrap().next().is_some());

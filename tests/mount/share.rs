@@ -54,7 +54,7 @@ fn read_all(at: &Path, own: &str) {
 fn until_ended(pid: i32) {
     let stat = format!("/proc/{pid}/stat");
     while std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
-        std::thread::yield_now();
+        support::pause();
     }
 }
 

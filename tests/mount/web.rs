@@ -141,7 +141,7 @@ impl Browser {
     /// Waits until an expression is true.
     fn until(&self, expression: &str) {
         while self.value(expression) != true {
-            std::thread::yield_now();
+            support::pause();
         }
     }
 

@@ -19,6 +19,11 @@ pub mod sandbox;
 pub mod shown;
 pub mod walk;
 
+/// Between two looks at what a test waits for: the CPUs are left to what it waits for.
+pub fn pause() {
+    std::thread::sleep(std::time::Duration::from_millis(1));
+}
+
 /// Runs `work` on every item, on as many threads. A panic in one is passed on once all threads have ended.
 pub fn side_by_side<T: Send>(threads: usize, items: impl IntoIterator<Item = T>, work: impl Fn(T) + Sync) {
     let items = std::sync::Mutex::new(items.into_iter().collect::<std::collections::VecDeque<T>>());

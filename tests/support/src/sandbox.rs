@@ -163,6 +163,7 @@ impl Sandbox {
             if output.status.success() || !busy || begun.elapsed().as_secs() > 10 {
                 return output;
             }
+            super::pause();
         }
     }
 
@@ -207,6 +208,7 @@ impl MountPoint<'_> {
             // Another test that starts a program has this one's open files until the program runs.
             let busy = said(&output).contains("files on it are open");
             assert!(busy && begun.elapsed().as_secs() < 10, "umount: {}", said(&output));
+            super::pause();
         }
         assert!(!self.is_mounted());
     }
@@ -220,7 +222,7 @@ impl MountPoint<'_> {
             }
             // A listing of the directory may miss a file that is being replaced.
             assert!(begun.elapsed().as_secs() < 10, "no process serves {}", self.path.display());
-            std::thread::yield_now();
+            super::pause();
         }
     }
 
@@ -230,7 +232,7 @@ impl MountPoint<'_> {
         kill_process(Pid::from_raw(server).unwrap(), signal).unwrap();
         let state = || std::fs::read_to_string(format!("/proc/{server}/status")).unwrap();
         while signal == Signal::STOP && !state().contains("\nState:\tT") {
-            std::thread::yield_now();
+            super::pause();
         }
     }
 
@@ -253,7 +255,7 @@ impl MountPoint<'_> {
     /// Waits until another process than `before` serves this mount.
     pub fn until_served_by_another(&self, before: i32) {
         while self.state().is_none_or(|state| state["pid"] == before) {
-            std::thread::yield_now();
+            super::pause();
         }
     }
 
