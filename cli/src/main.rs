@@ -32,7 +32,6 @@ mod runtime;
 mod snapshotter;
 mod specs;
 mod status;
-mod storage_conf;
 mod store;
 mod text;
 mod top;

@@ -8,12 +8,13 @@ use clap::Subcommand;
 
 use super::args::{CacheDirArgs, ImageArgs};
 use super::progress::{Bar, Quiet};
-use super::{specs, storage_conf, text};
+use super::{specs, text};
 use peelfs::fuse::mounts;
 use peelfs::host::image_store::{self, Listed, StoreSpec};
 use peelfs::host::report::Report;
 use peelfs::host::{http, open};
 use peelfs::source::outage::OnOutage;
+use peelfs::source::storage;
 
 /// `peelfs store`
 #[derive(Debug, clap::Args)]
@@ -126,7 +127,7 @@ pub(super) fn run(args: &StoreArgs) -> Result<(), Report> {
                     "note: the store `{at}` is not served; engines see the image once `peelfs store serve {at}` runs"
                 );
             }
-            if let Some(file) = storage_conf::without(&at) {
+            if let Some(file) = storage::file_without(&at) {
                 let (file, at) = (file.display(), at.display());
                 eprintln!(
                     "note: `{file}` does not name this store; engines use it with `additionalimagestores = [\"{at}\"]` below `[storage.options]`"

@@ -17,7 +17,7 @@ mod rebuilt;
 pub mod registry;
 mod silence;
 pub mod spool;
-mod storage;
+pub mod storage;
 mod tarfile;
 mod tree;
 mod unpacked;

@@ -79,16 +79,31 @@ impl Around {
         self.stores(typed).unwrap_or_default().into_iter().map(|store| store.root).collect()
     }
 
-    fn configured(&self) -> Result<(StoreDir, Vec<PathBuf>), SourceError> {
+    /// The file that names the stores of this user's engines, if they do not look for images in `at`. Without any file
+    /// there may be no engine; one that cannot be used is the engine's to report.
+    pub(super) fn file_without(&self, at: &Path) -> Option<PathBuf> {
+        let file = self.own_file().or_else(|| self.is_root().then(|| self.system_file())?)?;
+        let stores = self.stores(None).ok()?;
+        stores.iter().all(|store| store.root != at).then_some(file)
+    }
+
+    /// The file that decides alone.
+    fn own_file(&self) -> Option<PathBuf> {
         let own = (!self.is_root()).then(|| {
             let home = || self.home.as_ref().map(|home| home.join(".config"));
             self.config_home.clone().or_else(home).map(|dir| dir.join(NAME))
         });
-        let system = || self.system.iter().map(|dir| dir.join(NAME)).find(|path| path.exists());
-        let own = own.flatten().filter(|path| path.exists());
-        let storage = match self.conf.clone().or(own) {
+        self.conf.clone().or_else(|| own.flatten().filter(|path| path.exists()))
+    }
+
+    fn system_file(&self) -> Option<PathBuf> {
+        self.system.iter().map(|dir| dir.join(NAME)).find(|path| path.exists())
+    }
+
+    fn configured(&self) -> Result<(StoreDir, Vec<PathBuf>), SourceError> {
+        let storage = match self.own_file() {
             Some(path) => self.read(&path)?,
-            None => match system() {
+            None => match self.system_file() {
                 Some(path) if self.is_root() => self.read(&path)?,
                 // Only this concerns users.
                 Some(path) => Storage { graphroot: self.read(&path)?.rootless_storage_path, ..Storage::default() },
@@ -228,6 +243,31 @@ mod tests {
         assert_eq!(stores(7, &[SYSTEM, own], none), ["/home/joe/s", "/i"]);
         let named = |around: &mut Around, dir: &Path| around.conf = Some(dir.join("etc/containers/storage.conf"));
         assert_eq!(stores(7, &[SYSTEM, own], named)[0], "overlay@/srv/store");
+    }
+
+    #[test]
+    fn a_file_is_named_where_engines_do_not_look_into_a_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("etc").join(NAME);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let root = Around { system: vec![dir.path().join("etc")], ..Around::default() };
+        assert_eq!(root.file_without(Path::new("/a")), None, "there is no file");
+        for (text, is_named) in [
+            ("", false),
+            ("[storage]\ndriver = \"overlay\"\n", false),
+            ("[storage.options]\nadditionalimagestores = [\"/usr/lib/store\", \"/a/\"]\n", true),
+            ("[storage.options]\nadditionalimagestores = [\"/usr/lib/store\"]\nmountopt = \"nodev\"\n", false),
+            ("[storage", true),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let wanted = (!is_named).then(|| path.clone());
+            assert_eq!(root.file_without(Path::new("/a")), wanted, "{text}");
+        }
+        std::fs::write(&path, "").unwrap();
+        let told = Around { options: Some("overlay.imagestore=/a".to_owned()), ..root.clone() };
+        assert_eq!(told.file_without(Path::new("/a")), None, "by the environment");
+        let user = Around { uid: 7, home: Some("/home/joe".into()), ..root };
+        assert_eq!(user.file_without(Path::new("/a")), None, "the file of the system is not a user's");
     }
 
     #[test]

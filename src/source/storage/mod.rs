@@ -14,6 +14,7 @@
 mod conf;
 mod lists;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -31,6 +32,11 @@ use super::{CONFIG_LIMIT, MANIFEST_LIMIT, SourceError};
 use crate::digest::{Algorithm, Digest};
 use crate::documents::{Document, ImageConfig};
 use crate::reference::StorageName;
+
+/// The `storage.conf` of this user's engines, if they do not look for images in `store`.
+pub fn file_without(store: &Path) -> Option<PathBuf> {
+    Around::of_process().file_without(store)
+}
 
 /// Opens an image of the storage.
 ///
