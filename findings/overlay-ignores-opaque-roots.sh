@@ -7,7 +7,7 @@
 #   mark of a lower directory's own root, so everything below stays; and in a directory that only one layer has it lists
 #   whiteouts (character devices 0:0) as names, which then do not exist. umoci applies both as the specification says.
 # Version: podman 4.3.1+ds1-8+deb12u1, umoci 0.4.7+ds-3+b7 (Debian 12), seen with Linux 6.18; overlayfs alone does the same.
-# Matters: layers stacked by the kernel are not the merged image. Whoever shows single layers to an engine must write an
+# Matters: layers stacked by the kernel are not the merged image. A program that shows single layers to an engine must write an
 #   opaque root as whiteouts of each name below, and must know the layers below before showing a whiteout.
 source "$(dirname "${BASH_SOURCE[0]}")/harness.sh"
 needs python3 unshare

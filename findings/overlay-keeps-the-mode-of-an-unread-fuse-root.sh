@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# An overlay without an upper directory, mounted over a FUSE file system that nobody has looked at, forbids everything.
+# An overlay without an upper directory, mounted over a FUSE file system that was not looked at yet, forbids everything.
 #
-# Expected: an overlay has the permissions of its lower directory. When `stat` says that its root is 0755, everybody may
+# Expected: an overlay has the permissions of its lower directory. When `stat` says that its root is 0755, every user may
 #   pass through it.
 # Happens: a FUSE mount begins with a root of mode 0, until the kernel first asks its server. overlayfs copies that when
 #   it is mounted, and never again: `stat` of the overlay's root, which asks the server, says 0755, yet every process

@@ -8,7 +8,7 @@
 #   it elsewhere (signalfd, sigwait) and then starts a runtime makes containers in which SIGUSR1 never arrives, whatever
 #   handler is set; the usual SIGTERM arrives, so a quick look finds nothing.
 # Version: runc 1.1.5+ds1-1+deb12u1 (Debian 12), seen with Linux 6.18.
-# Matters: whoever starts a runtime from a process with signal threads must clear the mask between fork and exec;
+# Matters: a program that starts a runtime from a process with signal threads must clear the mask between fork and exec;
 #   `subprocess` of Python and `std::process::Command` of Rust do not.
 source "$(dirname "${BASH_SOURCE[0]}")/harness.sh"
 needs python3

@@ -45,7 +45,7 @@ cat "$STATIC_CHECK_WORK/ready"
 chroot=$(command -v chroot)
 in_root() { env -i HOME=/ XDG_RUNTIME_DIR=/ PATH=/ "$chroot" "$root" /peelfs "$@"; }
 in_root version > /dev/null || fail 'it does not run in an empty root file system'
-# Nobody listens there; a name that is resolved is one that a connection is refused for.
+# Nothing listens there; a name that is resolved is one that a connection is refused for.
 for name in registry.test hosts.test; do
     said=$(in_root ls --insecure "$name:1/app" 2>&1) && fail 'it found an image'
     case $said in

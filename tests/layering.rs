@@ -277,7 +277,8 @@ fn documents_and_sources_use_plain_words() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let lists_them = ["docs/style.md", "tests/layering.rs"].map(|path| root.join(path));
     let mut found = Vec::new();
-    for file in documents().into_iter().chain(all_sources()).filter(|path| !lists_them.contains(path)) {
+    let all = documents().into_iter().chain(all_sources()).chain(scripts());
+    for file in all.filter(|path| !lists_them.contains(path)) {
         for (number, line) in std::fs::read_to_string(&file).unwrap().lines().enumerate() {
             // The user of that name is meant.
             if line.contains("`nobody`") {
@@ -329,6 +330,17 @@ fn all_sources() -> Vec<PathBuf> {
     .flat_map(|dir| sources(&root.join(dir)))
     .collect();
     assert!(found.len() > 150, "the test finds sources, but only {}", found.len());
+    found
+}
+
+/// What is run by a shell.
+fn scripts() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let below = ["scripts", "findings", "benches", "benches/parts", ".ci"];
+    let listed = below.into_iter().flat_map(|dir| std::fs::read_dir(root.join(dir)).unwrap());
+    let begins = |path: &PathBuf| std::fs::read(path).is_ok_and(|text| text.starts_with(b"#"));
+    let found: Vec<_> = listed.map(|entry| entry.unwrap().path()).filter(begins).collect();
+    assert!(found.len() > 10, "the test finds scripts, but only {}", found.len());
     found
 }
 

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034,SC2154 # variables are shared with run.sh
-# Layers that somebody has prepared, indexes from a registry, zstd frames, artifacts. Sourced by run.sh.
+# Layers that were prepared beforehand, indexes from a registry, zstd frames, artifacts. Sourced by run.sh.
 
 FORMATS_LINK=200:20
 
