@@ -97,6 +97,7 @@ pub(super) fn run(args: &BundleArgs) -> Result<(), Report> {
         options,
         directory: &directory,
         own: &own,
+        in_own_namespace: false,
         writable,
         stubs: &LATER,
         quiet: args.image.opening.quiet.into(),

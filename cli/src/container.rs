@@ -15,6 +15,7 @@ use peelfs::bundle::{self, BundleOptions, Configured, Network, Volume, VolumePol
 use peelfs::fuse::{OpenFiles, mounts, unmount_with_cover};
 use peelfs::host::background::{self, Keeper};
 use peelfs::host::error::HostError;
+use peelfs::host::kernel::{self as by_kernel, Outcome};
 use peelfs::host::report::{Code, Report};
 use peelfs::host::rootfs::{self, Stub};
 use peelfs::host::spec::{ImageSpec, KernelOptions, MountSpec, Policy, Writable};
@@ -205,6 +206,8 @@ pub(super) struct Plan<'a> {
     pub(super) directory: &'a Path,
     /// The directory for peelfs's own files.
     pub(super) own: &'a Path,
+    /// Whether its mounts are in a namespace that ends with the container.
+    pub(super) in_own_namespace: bool,
     /// Where changes go; without, the root file system is read-only.
     pub(super) writable: Option<Writable>,
     /// Files that mounts added later need.
@@ -256,8 +259,12 @@ impl Plan<'_> {
             let spec = MountSpec::new(image, &at);
             let spec = MountSpec { kernel, policy: Policy { verify, ..spec.policy }, ..spec };
             mount_point::hold(&spec, &at)?;
+            // Without a process, once all of the image is cached.
+            let shown = by_kernel::mount_opened_if_whole(&spec, &opened, self.in_own_namespace).await?;
             let quiet = self.quiet;
             let mounting = tokio::task::spawn_blocking(move || {
+                let Outcome::Not(why) = shown else { return Ok(()) };
+                let spec = MountSpec { by_fuse: Some(image::chain(&why)), ..spec };
                 let mut bar = Bar::new(quiet);
                 background::mount(&spec, Keeper::Process, &mut bar)
             });

@@ -44,8 +44,6 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Report> {
         KernelArg::Always => return Ok(kernel::mount(&spec, &mut bar)?),
         // A pipe can be read only once, and a foreground mount has to serve.
         KernelArg::Auto if piped.is_some() || matches!(role, Role::Keeper | Role::Alone) => {}
-        // A kernel mount would show attributes that control an overlay.
-        KernelArg::Auto if spec.writable.is_some() => {}
         // It has no process to serve metrics.
         KernelArg::Auto if spec.metrics.is_some() => {}
         KernelArg::Auto => match kernel::mount_if_whole(&spec)? {
@@ -81,9 +79,6 @@ fn role(args: &MountArgs) -> Result<Role, Report> {
         return Err(
             Report::usage("a kernel mount has no process to run in the foreground").hint("leave out `--foreground`")
         );
-    }
-    if args.kernel == KernelArg::Always && (args.writable.is_some() || args.ephemeral) {
-        return Err(Report::usage("a kernel mount cannot be written to").hint("leave out `--kernel=always`"));
     }
     if args.kernel == KernelArg::Always && args.metrics.is_some() {
         return Err(Report::usage("a kernel mount has no process that could serve metrics")

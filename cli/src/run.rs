@@ -198,6 +198,7 @@ impl Place {
             options,
             directory: &self.path,
             own: &self.path,
+            in_own_namespace: true,
             writable,
             stubs: &[],
             quiet: args.opening.quiet.into(),

@@ -7,9 +7,12 @@
 use std::io;
 use std::sync::Arc;
 
+use rustix::mount::UnmountFlags;
+
 use super::error::HostError;
 use super::open::{self, Opened};
 use super::spec::MountSpec;
+use super::writable::{self, Overlay};
 use super::{Progress, mount, mount_point, status};
 use crate::content::{LayerRef, SealError};
 use crate::digest::{Algorithm, Digest};
@@ -81,30 +84,67 @@ pub fn mount_if_whole(spec: &MountSpec) -> Result<Outcome, HostError> {
     }
 }
 
-/// Makes a kernel mount. Missing data is fetched if there is a `progress` to show it; otherwise missing data is an
-/// error.
+/// Makes a kernel mount of an opened image if all of it is cached. Must be called within a tokio runtime. There is no
+/// record of a mount in a namespace of its own, which ends with that.
+///
+/// # Errors
+/// [`HostError`], if FUSE would fail as well.
+pub async fn mount_opened_if_whole(
+    spec: &MountSpec,
+    opened: &Opened,
+    in_own_namespace: bool,
+) -> Result<Outcome, HostError> {
+    let mounted = async {
+        let target = hold(spec)?;
+        let files = find(opened, None).await?;
+        let made = attach(spec, &target, opened, &files)?;
+        if let Some(made) = made.filter(|_| !in_own_namespace) {
+            status::note_kernel_mount(&made, opened, &files);
+        }
+        Ok(())
+    };
+    match mounted.await {
+        Ok(()) => Ok(Outcome::Mounted),
+        Err(HostError::Kernel(why)) => Ok(Outcome::Not(why)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes a kernel mount, and a record of it. Missing data is fetched if there is a `progress` to show it; otherwise missing
+/// data is an error.
 fn try_mount(spec: &MountSpec, target: &Target, fetching: Option<&mut dyn Progress>) -> Result<(), HostError> {
     mount::in_runtime(async {
-        let mut opened = open::open(&spec.image, &open::shared_layers(&spec.image.cache)?).await?;
-        // All of it has to be cached, as tars: a table of contents would save nothing.
-        opened.index = opened.index.of_tars();
-        let files = match (known(&opened.store, &opened.plan.layers), fetching) {
-            (Some(files), _) => files,
-            (None, Some(progress)) => {
-                let fs = opened.files(Eagerness::Background, Verify::BeforeShowing);
-                fetch_all(&fs, progress).await?;
-                files(&opened, &fs).await?
-            }
-            (None, None) => {
-                let fs = opened.files(Eagerness::OnDemand, Verify::BeforeShowing);
-                if !is_whole(&fs) {
-                    return Err(KernelError::NotWhole.into());
-                }
-                files(&opened, &fs).await?
-            }
-        };
-        attach(spec, target, &opened, &files)
+        let opened = open::open(&spec.image, &open::shared_layers(&spec.image.cache)?).await?;
+        let files = find(&opened, fetching).await?;
+        if let Some(made) = attach(spec, target, &opened, &files)? {
+            status::note_kernel_mount(&made, &opened, &files);
+        }
+        Ok(())
     })
+}
+
+/// The files of an image, all of which is cached, or fetched if there is a `progress` to show it.
+async fn find(opened: &Opened, fetching: Option<&mut dyn Progress>) -> Result<Files, HostError> {
+    if let Some(files) = known(&opened.store, &opened.plan.layers) {
+        return Ok(files);
+    }
+    // All of it has to be cached, as tars: a table of contents would save nothing.
+    let fs = |eagerness| opened.files_of_tars(eagerness, Verify::BeforeShowing);
+    let fs = match fetching {
+        Some(progress) => {
+            let fs = fs(Eagerness::Background);
+            fetch_all(&fs, progress).await?;
+            fs
+        }
+        None => {
+            let fs = fs(Eagerness::OnDemand);
+            if !is_whole(&fs) {
+                return Err(KernelError::NotWhole.into());
+            }
+            fs
+        }
+    };
+    files(opened, &fs).await
 }
 
 /// The directory to mount on. Problems with it are reported before anything is fetched.
@@ -216,7 +256,13 @@ impl erofs::Output for Output {
     }
 }
 
-fn attach(spec: &MountSpec, target: &Target, opened: &Opened, files: &Files) -> Result<(), HostError> {
+/// Mounts the files, with an overlay if the mount can be written to; returns the mount.
+fn attach(
+    spec: &MountSpec,
+    target: &Target,
+    opened: &Opened,
+    files: &Files,
+) -> Result<Option<mounts::MountPoint>, HostError> {
     let kernel = spec.kernel;
     let terms = Terms {
         reference: spec.image.reference.to_string(),
@@ -224,6 +270,8 @@ fn attach(spec: &MountSpec, target: &Target, opened: &Opened, files: &Files) -> 
         dev: kernel.dev,
         noexec: kernel.noexec,
     };
+    // Until the overlay is in the table of mounts, which says that its directory is in use.
+    let _upper_lock = writable::take(spec.writable.as_ref(), &spec.at, &opened.plan.manifest.digest)?;
     // No other process mounts between the two checks of what is mounted there.
     let _claimed = fuse::claim(target);
     if let Some(taken) = mounts::at(target.path()).filter(mounts::MountPoint::is_peelfs) {
@@ -234,10 +282,18 @@ fn attach(spec: &MountSpec, target: &Target, opened: &Opened, files: &Files) -> 
         return Err(MountError::Moved { at: spec.at.clone() }.into());
     }
     erofs::attach(target, files, &terms).map_err(KernelError::from)?;
-    if let Some(made) = mounts::at(target.path()).filter(mounts::MountPoint::is_shown_by_kernel) {
-        status::note_kernel_mount(&made, opened, files);
+    let made = mounts::at(target.path()).filter(mounts::MountPoint::is_shown_by_kernel);
+    if spec.writable.is_some() {
+        let source = spec.image.reference.to_string();
+        let overlay = Overlay { upper: spec.writable.as_ref(), below: None, kernel, source: &source };
+        if let Err(error) = writable::cover(target.path(), &overlay) {
+            if let Err(errno) = rustix::mount::unmount(target.path(), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+                tracing::error!(%errno, at = %target.path().display(), "an image without its overlay stays mounted");
+            }
+            return Err(error.into());
+        }
     }
-    Ok(())
+    Ok(made)
 }
 
 /// One layer for each device of the image; a repeated layer counts once.

@@ -77,8 +77,16 @@ impl Opened {
 
     /// The whole image as a file system. Must be called within a tokio runtime.
     pub fn files(&self, eagerness: Eagerness, verify: Verify) -> Arc<ImageFs> {
+        self.files_by(self.trust(verify), eagerness)
+    }
+
+    /// The same, from its layers' tars, whatever tables of contents they have.
+    pub fn files_of_tars(&self, eagerness: Eagerness, verify: Verify) -> Arc<ImageFs> {
+        self.files_by(Trust { index: self.index.of_tars(), ..self.trust(verify) }, eagerness)
+    }
+
+    fn files_by(&self, trust: Trust, eagerness: Eagerness) -> Arc<ImageFs> {
         let (source, shared_layers) = (Arc::clone(&self.source), self.shared_layers.clone());
-        let trust = self.trust(verify);
         image::open(&self.plan, source, shared_layers, &Limits::default(), eagerness, trust)
     }
 }

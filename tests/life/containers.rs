@@ -620,6 +620,31 @@ fn nothing_is_left_where_the_command_is_killed() {
 }
 
 #[test]
+fn a_container_of_a_cached_image_needs_no_server() {
+    let Some(image) = image(json!({})).filter(|_| !cannot_mount()) else { return };
+    let Some(runtime) = runtimes().into_iter().next() else { return };
+    let sandbox = Sandbox::new();
+    let reference = layout(&sandbox, &image);
+    sandbox.mount_with(&reference, "m", &[]).unmount();
+    let mut running = Running::start(&sandbox, runtime, &[&reference, "sh", "-c", "echo ready; exec sleep 1000"]);
+    assert_eq!(running.line(), "ready");
+    let own = left(&sandbox);
+    assert!(!own.iter().any(|process| process.contains("host\0server")), "the kernel serves it: {own:?}");
+    running.signal(Signal::KILL);
+    running.process.wait().unwrap();
+    assert_nothing_left(&sandbox);
+    // Bundles as well; a mount that outlives the command is on record for `umount --all`.
+    let bundle = sandbox.path().join("bundle");
+    let made = sandbox.peelfs(["bundle", "--entrypoint=true", &reference]).arg(&bundle).output().unwrap();
+    assert!(made.status.success(), "{}", said(&made));
+    let kinds = || mounts::all().into_iter().filter(|mount| mount.path.starts_with(&bundle)).map(|mount| mount.kind);
+    assert_eq!(kinds().collect::<Vec<_>>(), ["erofs", "overlay"]);
+    let unmounted = sandbox.unmount_all();
+    assert!(unmounted.status.success(), "{}", said(&unmounted));
+    assert_eq!(kinds().count(), 0);
+}
+
+#[test]
 fn containers_of_one_image_run_side_by_side() {
     let Some(image) = image(json!({ "Cmd": ["sh", "-c", "echo $$ > /etc/own; cat /etc/own"] })) else { return };
     let Some(runtime) = runtimes().into_iter().next().filter(|_| !cannot_mount()) else { return };

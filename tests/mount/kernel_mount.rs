@@ -114,6 +114,34 @@ fn auto_is_fuse_until_the_image_is_whole_and_says_so() {
 }
 
 #[test]
+fn a_kernel_mount_can_be_written_to() {
+    if cannot_mount() {
+        return;
+    }
+    let (_, registry) = image();
+    let sandbox = Sandbox::new();
+    for how in [ALWAYS, AUTO] {
+        let at = mount(&sandbox, &registry, "kept", &[how, &["--writable"]].concat());
+        assert_eq!(kind(&at), "overlay");
+        assert_eq!(status(&sandbox, &at)["by_kernel"], true);
+        let before = std::fs::read_to_string(at.join("small")).unwrap();
+        assert_eq!(before, if how == ALWAYS { "small" } else { "written" }, "changes are kept for the next mount");
+        std::fs::write(at.join("small"), "written").unwrap();
+        let upper = format!("--writable={}.upper", at.path.display());
+        let other = sandbox.mount_point("other");
+        let output = other.try_mount(&reference(&registry), &[how, &[&upper]].concat());
+        assert!(!output.status.success() && said(&output).contains("is in use by another"), "{}", said(&output));
+        assert!(!other.is_mounted(), "without its overlay");
+        at.unmount();
+        assert!(!at.is_mounted());
+    }
+    let at = mount(&sandbox, &registry, "memory", &[ALWAYS, &["--ephemeral"]].concat());
+    std::fs::write(at.join("new"), "1").unwrap();
+    let output = sandbox.unmount_all();
+    assert!(output.status.success() && !at.is_mounted(), "{}", said(&output));
+}
+
+#[test]
 fn other_users_are_let_in_only_if_that_was_said() {
     if cannot_mount() {
         return;
