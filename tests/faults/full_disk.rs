@@ -103,6 +103,32 @@ fn a_full_or_read_only_cache_serves_every_layer_it_knows() {
     }
 }
 
+/// Decoder windows are fetched for a span that is read, and need no room then.
+#[test]
+fn windows_that_the_cache_cannot_keep_serve_what_they_are_for() {
+    let lines: Vec<String> = (0..400_u64).map(|seed| format!("{:x?}\n", Random::new(seed).bytes(40))).collect();
+    let mut random = Random::new(8);
+    let text: String = (0..16_000).map(|_| &*lines[random.below(lines.len())]).collect();
+    let layer = LayerBuilder::new().file("before", text.clone()).file("f", text.clone()).packing(Packing::GZIP);
+    let image = ImageBuilder::new().layer(layer).build();
+    let catalog = Catalog::new().image(NAME, "1", &image).listing_referrers().taking_pushes();
+    let registry = Registry::start(catalog).unwrap();
+    let (reference, here, there) = (registry.reference(NAME, "1"), Sandbox::new(), Sandbox::new());
+    let pushed = here.run(["index", "push", &reference]);
+    assert!(said(&pushed).contains(" of decoder windows"), "{}", said(&pushed));
+    let Some(disk) = SmallDisk::mount(there.cache()) else { return };
+    assert!(there.run(["ls", &reference, "--index-from", "referrers"]).status.success());
+    disk.fill();
+    registry.clear();
+    for _ in 0..2 {
+        let read = there.run(["cat", &reference, "/f", "--index-from", "referrers"]);
+        assert!(read.stdout == text.as_bytes(), "{}", String::from_utf8_lossy(&read.stderr));
+    }
+    let layer = image.layers()[0].digest.to_string();
+    let mut of_layer = registry.requests().into_iter().filter(|asked| asked.request.path.ends_with(&layer));
+    assert!(of_layer.all(|asked| asked.status == 206), "no first pass");
+}
+
 /// Layers of all packings, one of them larger than the small disk.
 fn large() -> (Image, Tree) {
     let mut random = Random::new(6);

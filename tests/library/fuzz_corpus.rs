@@ -81,6 +81,11 @@ fn ends_of_stargz_layers_are_read_or_refused() {
 }
 
 #[test]
+fn artifacts_with_indexes_are_read_or_refused() {
+    run("pushed", 6000);
+}
+
+#[test]
 fn ztocs_become_trees_or_errors() {
     run("ztoc", 3000);
 }
