@@ -5,6 +5,7 @@
 
 use std::io::{self, BufRead as _, Read as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -12,6 +13,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::container::ROOTFS;
 
 pub(super) fn run(runtime: &Path, directory: &Path, name: &str) {
     // Signals of the terminal are meant for the container.
@@ -32,14 +35,40 @@ pub(super) fn run(runtime: &Path, directory: &Path, name: &str) {
         command.arg("--root").arg(&state).args(["delete", "--force", name]);
         let _ = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
     }
+    kill_all(&directory.join(ROOTFS));
     // Including the mounts below; the processes that serve the image then exit.
     let _ = rustix::mount::unmount(directory, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
     let _ = std::fs::remove_dir(directory);
+}
+
+/// Kills what the runtime has left: processes whose root directory is the container's. Without one the image stays mounted for
+/// them.
+fn kill_all(rootfs: &Path) {
+    let Ok(own) = std::fs::metadata(rootfs) else { return };
+    // Every overlay has a device number of its own.
+    let is_own = |process: &Path| std::fs::metadata(process.join("root")).is_ok_and(|root| root.dev() == own.dev());
+    // One that starts others while it is looked for is found again.
+    for _ in 0..ROUNDS {
+        let all = std::fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut left = all.filter(|process| is_own(process)).peekable();
+        if left.peek().is_none() {
+            return;
+        }
+        for process in left {
+            let opened = process.file_name().and_then(|pid| open(pid.to_str()?));
+            // Its number may belong to another process meanwhile.
+            if let Some(opened) = opened.filter(|_| is_own(&process)) {
+                let _ = pidfd_send_signal(&opened, Signal::KILL);
+                while poll(&mut [PollFd::new(&opened, PollFlags::IN)], None) == Err(Errno::INTR) {}
+            }
+        }
+    }
 }
 
 fn open(pid: &str) -> Option<OwnedFd> {
     pidfd_open(Pid::from_raw(pid.parse().ok()?)?, PidfdFlags::empty()).ok()
 }
 
+const ROUNDS: usize = 100;
 /// The runtime's state, in the directory of a container.
 pub(super) const STATE: &str = "state";

@@ -619,6 +619,26 @@ fn nothing_is_left_where_the_command_is_killed() {
     }
 }
 
+/// As a runtime does that cannot remove a control group.
+#[test]
+fn nothing_is_left_where_the_runtime_deletes_nothing() {
+    let Some(image) = image(json!({})).filter(|_| !cannot_mount()) else { return };
+    let sandbox = Sandbox::new();
+    let reference = layout(&sandbox, &image);
+    for runtime in runtimes() {
+        let failing = sandbox.path().join(format!("failing-{runtime}"));
+        let text = format!("#!/bin/sh\ncase \" $* \" in *' delete '*) exit 1 ;; esac\nexec {runtime} \"$@\"\n");
+        std::fs::write(&failing, text).unwrap();
+        std::fs::set_permissions(&failing, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let line = [&reference, "sh", "-c", "sleep 1000 & echo ready; exec sleep 1000"];
+        let mut running = Running::start(&sandbox, failing.to_str().unwrap(), &line);
+        assert_eq!(running.line(), "ready");
+        running.signal(Signal::KILL);
+        running.process.wait().unwrap();
+        assert_nothing_left(&sandbox);
+    }
+}
+
 #[test]
 fn a_container_of_a_cached_image_needs_no_server() {
     let Some(image) = image(json!({})).filter(|_| !cannot_mount()) else { return };
