@@ -89,7 +89,8 @@ fn print_dir(args: &CacheArgs, out: &mut impl Write) -> Done {
 
 fn show(store: &Store, json: bool, out: &mut impl Write) -> Done {
     let usage = store.usage()?;
-    let shown = if json { format!("{}\n", description(store, &usage)) } else { table(store, &usage) };
+    let unfinished = store.unfinished()?;
+    let shown = if json { format!("{}\n", description(store, &usage)) } else { table(store, &usage, unfinished) };
     out.write_all(shown.as_bytes()).map_err(Trouble::Output)
 }
 
@@ -110,7 +111,7 @@ fn description(store: &Store, usage: &Usage) -> serde_json::Value {
     })
 }
 
-fn table(store: &Store, usage: &Usage) -> String {
+fn table(store: &Store, usage: &Usage, unfinished: u64) -> String {
     let mut lines = Vec::new();
     if !usage.layers.is_empty() {
         lines.push(["LAYER", "INDEX", "CONTENT", "LAST USED (UTC)", ""].map(str::to_owned));
@@ -142,8 +143,12 @@ fn table(store: &Store, usage: &Usage) -> String {
     if usage.images > 0 {
         total.push_str(&format!("; images for the kernel {}", text::size(usage.images)));
     }
-    if usage.temporary > 0 {
-        total.push_str(&format!("; in flight {}", text::size(usage.temporary)));
+    let in_flight = usage.temporary.saturating_sub(unfinished);
+    if in_flight > 0 {
+        total.push_str(&format!("; in flight {}", text::size(in_flight)));
+    }
+    if unfinished > 0 {
+        total.push_str(&format!("; left by interrupted processes {}", text::size(unfinished)));
     }
     total.push_str(&match store.limit() {
         Some(limit) => format!("; limit {}", text::size(limit)),

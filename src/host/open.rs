@@ -252,7 +252,16 @@ async fn with_nearest_tag(
 /// # Errors
 /// [`HostError::Store`]
 pub fn shared_layers(cache: &CacheSpec) -> Result<SharedLayers, HostError> {
-    Ok(Arc::new(Store::open_best_effort(&cache.dir, cache.limit)?).into())
+    let store = Store::open_best_effort(&cache.dir, cache.limit)?;
+    drop_unfinished(&store);
+    Ok(Arc::new(store).into())
+}
+
+/// Removes what interrupted processes were writing. A command may be too short for the search that follows later.
+fn drop_unfinished(store: &Store) {
+    if let Err(error) = store.drop_unfinished() {
+        tracing::debug!(%error, "cannot look for what interrupted processes have left in the cache");
+    }
 }
 
 /// Opens the cache.
@@ -260,7 +269,9 @@ pub fn shared_layers(cache: &CacheSpec) -> Result<SharedLayers, HostError> {
 /// # Errors
 /// [`HostError::Store`]
 pub fn store(cache: &CacheSpec) -> Result<Store, HostError> {
-    Ok(Store::open(&cache.dir, cache.limit)?)
+    let store = Store::open(&cache.dir, cache.limit)?;
+    drop_unfinished(&store);
+    Ok(store)
 }
 
 /// The path as an absolute one.

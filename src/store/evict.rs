@@ -134,6 +134,9 @@ impl Store {
         let usage = self.usage()?;
         let all = usage.layer_bytes() + usage.images + usage.temporary;
         let mut over = (all + wanted).saturating_sub(limit);
+        if over > 0 && usage.temporary > 0 {
+            over = over.saturating_sub(self.drop_unfinished()?);
+        }
         if over > 0 && usage.images > 0 {
             // They are quickly rebuilt, and useless for an image with evicted content.
             over = over.saturating_sub(self.drop_kernel_images()?);
@@ -262,15 +265,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`] if a directory cannot be read.
     pub fn tidy(&self) -> Result<u64, StoreError> {
-        let mut freed = 0;
-        self.files.each(&self.root.join(TMP), &mut |path, found| {
-            // Locked until it is removed, so that no process starts to write it.
-            let file = self.files.open_read(path).ok();
-            if file.as_ref().is_none_or(|file| self.files.try_lock(file, path).is_ok()) {
-                freed += found.disk_bytes();
-                self.files.remove(path);
-            }
-        })?;
+        let mut freed = self.drop_unfinished()?;
         let mut orphans = std::collections::BTreeMap::<Digest, u64>::new();
         for bucket in [CONTENT, WHOLE] {
             self.files.each(&self.root.join(bucket), &mut |path, found| {
@@ -289,6 +284,39 @@ impl Store {
             }
         }
         Ok(freed)
+    }
+
+    /// Removes the files that ended processes were writing. Returns the bytes freed.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if the directory cannot be read.
+    pub fn drop_unfinished(&self) -> Result<u64, StoreError> {
+        let mut freed = 0;
+        self.each_unfinished(&mut |path, found| {
+            freed += found.disk_bytes();
+            self.files.remove(path);
+        })?;
+        Ok(freed)
+    }
+
+    /// Disk usage of the files that ended processes were writing, in bytes.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if the directory cannot be read.
+    pub fn unfinished(&self) -> Result<u64, StoreError> {
+        let mut bytes = 0;
+        self.each_unfinished(&mut |_, found| bytes += found.disk_bytes())?;
+        Ok(bytes)
+    }
+
+    fn each_unfinished(&self, seen: &mut dyn FnMut(&Path, &Found)) -> Result<(), StoreError> {
+        self.files.each(&self.root.join(TMP), &mut |path, found| {
+            // Locked until `seen` returns, so that no process starts to write it.
+            let file = self.files.open_read(path).ok();
+            if file.as_ref().is_none_or(|file| self.files.try_lock(file, path).is_ok()) {
+                seen(path, found);
+            }
+        })
     }
 
     /// As [`Store::tidy`], and removes buckets of other versions.

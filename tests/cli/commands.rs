@@ -822,6 +822,24 @@ fn inspect_tells_everything_but_the_files() {
     assert!(after["totals"]["content_bytes_on_disk"].as_u64() > Some(0));
 }
 
+/// Commands that are interrupted may be the only ones that use a cache.
+#[test]
+fn a_command_removes_what_interrupted_ones_were_writing() {
+    let user = User::with_layout(&small());
+    user.prints(&["ls", "oci:layout:1"]);
+    let unfinished = user.dir.path().join("home/cache/tmp");
+    let (left, written) = (unfinished.join("1-1"), unfinished.join("2-1"));
+    std::fs::write(&left, [1; 100_000]).unwrap();
+    std::fs::write(&written, [1; 100_000]).unwrap();
+    let writer = std::fs::File::open(&written).unwrap();
+    writer.lock().unwrap();
+    let shown = user.prints(&["cache"]);
+    assert!(shown.contains("; in flight ") && shown.contains("; left by interrupted processes "), "{shown}");
+    user.prints(&["ls", "oci:layout:1"]);
+    assert!(!left.exists() && written.exists());
+    assert!(!user.prints(&["cache"]).contains("interrupted"));
+}
+
 #[test]
 fn the_cache_is_shown_pruned_and_found() {
     let user = User::with_layout(&small());
