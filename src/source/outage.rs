@@ -162,6 +162,11 @@ impl Outages {
         *self.0.policy.borrow()
     }
 
+    /// Whether readers wait for a source that is away.
+    pub(super) fn is_waited_out(&self) -> bool {
+        matches!(self.policy(), Some(OnOutage::Deadline(_) | OnOutage::Block))
+    }
+
     /// The failing requests.
     pub fn status(&self) -> Vec<WaitStatus> {
         let now = self.0.clock.now();

@@ -895,6 +895,40 @@ fn every_command_waits_for_a_silent_registry_as_it_is_told() {
     }
 }
 
+/// The content of an image that is known is waited for, also if the registry was away when the command started.
+#[test]
+fn a_command_waits_until_its_registry_is_back() {
+    use std::io::BufRead as _;
+    let mut bench = Bench::new(Packing::Zstd { level: 1, frame: Some(200_000), skippable: false });
+    let reference = bench.registry.reference(NAME, "1");
+    let sandbox = Sandbox::new();
+    assert!(sandbox.run(["ls", &reference]).status.success());
+    sandbox.drop_content();
+    bench.stop();
+    let output = sandbox.run(["cat", "--on-outage", "offline", &reference, "/f"]);
+    assert_eq!(output.status.code(), Some(6), "{}", said(&output));
+    let output = sandbox.run(["cat", "--on-outage", "deadline=1", &reference, "/f"]);
+    assert_eq!(output.status.code(), Some(6), "{}", said(&output));
+    assert!(
+        said(&output).contains("connection refused (tried ") && said(&output).contains("waited 1."),
+        "{}",
+        said(&output)
+    );
+
+    let mut command = sandbox.peelfs(["cat", "--on-outage", "block", &reference, "/f"]);
+    command.env("PEELFS_LOG", "debug").stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut running = command.spawn().unwrap();
+    let told = std::io::BufReader::new(running.stderr.take().unwrap());
+    let mut lines = told.lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("trying again")), "it ended without trying again");
+    bench.start();
+    // Read on, or the command could wait for its log.
+    let rest = std::thread::spawn(move || lines.count());
+    let output = running.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stdout == bench.content);
+    rest.join().unwrap();
+}
+
 #[test]
 fn a_registry_that_is_asked_too_often_is_left_alone() {
     for (after, asks, requests) in [("3600", " and asks to wait 3600 s", 1), ("0", "", 3)] {

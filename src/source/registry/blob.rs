@@ -129,6 +129,7 @@ impl Transfer {
             None => None,
         };
         tries.timer = Some(client.outages.time_silence(&digest));
+        tries.by_time = client.outages.is_waited_out();
         let what = crate::source::blob_name(&digest);
         Self {
             client,

@@ -232,7 +232,7 @@ impl Client {
                 }
                 Err(fault @ (Fault::Connect { .. } | Fault::Handshake { .. } | Fault::Silent { .. }))
                     if self.settled.get().is_none()
-                        && (tries.turn != Turn::Alone || !self.outages.retries_without_limit()) =>
+                        && (tries.turn != Turn::Alone || !(tries.by_time || self.outages.retries_without_limit())) =>
                 {
                     // No response ever: fail at once with a clear error instead of retrying for a minute.
                     let connects = !fault.is_silence();

@@ -129,6 +129,8 @@ pub(super) struct Tries {
     patience: Duration,
     end: Duration,
     failed: u32,
+    /// Whether a server that is away is asked for as long as the time limit allows, however often that is.
+    pub(super) by_time: bool,
     /// The queue place of the current try.
     pub(super) place: Option<OwnedSemaphorePermit>,
     failing: Option<Failing>,
@@ -165,7 +167,19 @@ impl Tries {
         let (patience, cap) = (deadlines.patience, deadlines.retry_after);
         let end = clock.now().saturating_add(patience);
         let (turn, left) = (Turn::Alone, None);
-        Self { clock, cap, patience, end, failed: 0, place: None, failing: None, timer: None, turn, left }
+        Self {
+            clock,
+            cap,
+            patience,
+            end,
+            failed: 0,
+            by_time: false,
+            place: None,
+            failing: None,
+            timer: None,
+            turn,
+            left,
+        }
     }
 
     /// The same with at most this `patience`.
@@ -177,10 +191,10 @@ impl Tries {
 
     /// Those of a request that is made at the same time, of the next server.
     pub(super) fn beside(&self) -> Self {
-        let Self { clock, cap, patience, end, .. } = self;
+        let Self { clock, cap, patience, end, by_time, .. } = self;
         let (clock, failed, turn) = (Arc::clone(clock), 0, Turn::Alone);
-        let (cap, patience, end) = (*cap, *patience, *end);
-        Self { clock, cap, patience, end, failed, place: None, failing: None, timer: None, turn, left: None }
+        let (cap, patience, end, by_time) = (*cap, *patience, *end, *by_time);
+        Self { clock, cap, patience, end, failed, by_time, place: None, failing: None, timer: None, turn, left: None }
     }
 
     /// How often it was tried, as messages end.
@@ -221,7 +235,7 @@ impl Tries {
 
     /// Restarts the count; a failure stays recorded until [`Tries::went_well`].
     pub(super) fn renewed(&mut self, deadlines: &Deadlines) {
-        let fresh = Self::new(self.clock.clone(), deadlines);
+        let fresh = Self { by_time: self.by_time, ..Self::new(self.clock.clone(), deadlines) };
         let Self { place, failing, timer, .. } = std::mem::replace(self, fresh);
         (self.place, self.failing, self.timer) = (place, failing, timer);
     }
@@ -298,6 +312,7 @@ impl Tries {
             // Silence takes long, so it is limited by time and not by count.
             Outage::Silent => pause < self.left(),
             Outage::TooMany if asked.is_none() => in_time && self.failed < MAX_TRIES_TOO_MANY,
+            Outage::Away if self.by_time => in_time,
             _ => in_time && self.failed < MAX_TRIES,
         };
         if !more {
