@@ -47,6 +47,7 @@ pub mod layer;
 pub mod overlay;
 pub mod platform;
 pub mod predict;
+mod process_group;
 pub mod reference;
 pub mod signature;
 pub mod source;

@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The floor of each top-level module. A module may use those of its own floor and below.
-const FLOORS: [(&str, u8); 23] = [
+const FLOORS: [(&str, u8); 24] = [
     ("digest", 0),
     ("descriptor", 0),
     ("offsets", 0),
     ("span", 0),
+    ("process_group", 0),
     ("sync", 0),
     ("trust", 0),
     ("reference", 0),

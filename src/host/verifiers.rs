@@ -21,15 +21,15 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
 use super::process;
 use super::spec::Access;
 use crate::content::{ArtifactCheck, Refusal};
 use crate::descriptor::Descriptor;
 use crate::image::Network;
+use crate::process_group::ProcessGroup;
 use crate::source::BoxFuture;
 use crate::sync::lock;
 
@@ -273,9 +273,9 @@ pub fn check_writers(path: &Path) -> Result<(), VerifierError> {
 /// Runs one verifier.
 async fn run(verifier: &Path, question: &Question<'_>, limit: Duration) -> Result<(), VerifierError> {
     let failed = |cause| VerifierError::CannotRun { verifier: verifier.to_owned(), cause };
-    let mut group = Group::start(verifier, question).map_err(failed)?;
-    let Ok(output) = tokio::time::timeout(limit, group.talk(&described(question.root))).await else {
-        group.kill();
+    // Dropping the group at the time limit kills the verifier and what it has started.
+    let mut group = start(verifier, question).map_err(failed)?;
+    let Ok(output) = tokio::time::timeout(limit, talk(&mut group, &described(question.root))).await else {
         let (verifier, name) = (verifier.to_owned(), question.name.to_owned());
         return Err(VerifierError::Late { verifier, name, limit });
     };
@@ -293,12 +293,6 @@ async fn run(verifier: &Path, question: &Question<'_>, limit: Duration) -> Resul
     Err(VerifierError::Refused { verifier: verifier.to_owned(), name: question.name.to_owned(), reason })
 }
 
-/// A running verifier with its child processes.
-struct Group {
-    child: Child,
-    leader: Option<Pid>,
-}
-
 /// The output of a verifier.
 struct VerifierOutput {
     status: ExitStatus,
@@ -306,46 +300,28 @@ struct VerifierOutput {
     stderr: String,
 }
 
-impl Group {
-    fn start(verifier: &Path, question: &Question<'_>) -> io::Result<Self> {
-        let mut command = Command::new(verifier);
-        command.args(["-name", question.name, "-digest", &question.root.digest.to_string()]);
-        command.args(["-stdin-media-type", DESCRIPTOR]);
-        tell(&mut command, question.access);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = command.process_group(0).kill_on_drop(true).spawn()?;
-        let leader = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-        Ok(Self { child, leader })
-    }
-
-    /// Writes the descriptor, and waits until it has ended.
-    async fn talk(&mut self, descriptor: &str) -> io::Result<VerifierOutput> {
-        let (stdin, stdout, stderr) = (self.child.stdin.take(), self.child.stdout.take(), self.child.stderr.take());
-        let write = async {
-            if let Some(mut stdin) = stdin {
-                // A verifier that needs only its arguments need not read it.
-                let _ = stdin.write_all(descriptor.as_bytes()).await;
-            }
-        };
-        let ((), stdout, stderr) = tokio::join!(write, text(stdout), text(stderr));
-        let status = self.child.wait().await?;
-        // Its process number may be reused from now on.
-        self.leader = None;
-        Ok(VerifierOutput { status, stdout: stdout?, stderr: stderr? })
-    }
-
-    fn kill(&mut self) {
-        if let Some(leader) = self.leader.take() {
-            // It may have ended already.
-            let _ = kill_process_group(leader, Signal::KILL);
-        }
-    }
+fn start(verifier: &Path, question: &Question<'_>) -> io::Result<ProcessGroup> {
+    let mut command = Command::new(verifier);
+    command.args(["-name", question.name, "-digest", &question.root.digest.to_string()]);
+    command.args(["-stdin-media-type", DESCRIPTOR]);
+    tell(&mut command, question.access);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    ProcessGroup::spawn(&mut command)
 }
 
-impl Drop for Group {
-    fn drop(&mut self) {
-        self.kill();
-    }
+/// Writes the descriptor, and waits until the verifier has ended.
+async fn talk(group: &mut ProcessGroup, descriptor: &str) -> io::Result<VerifierOutput> {
+    let child = &mut group.child;
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let write = async {
+        if let Some(mut stdin) = stdin {
+            // A verifier that needs only its arguments need not read it.
+            let _ = stdin.write_all(descriptor.as_bytes()).await;
+        }
+    };
+    let ((), stdout, stderr) = tokio::join!(write, text(stdout), text(stderr));
+    let status = group.wait().await?;
+    Ok(VerifierOutput { status, stdout: stdout?, stderr: stderr? })
 }
 
 /// The environment for a verifier that is peelfs itself, so that it reaches the registry in the same way. podman's

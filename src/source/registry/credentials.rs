@@ -17,6 +17,7 @@ use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::login_file::{FILE_LIMIT, LoginFile, Mark, UnusableFile, key_of};
+use crate::process_group::ProcessGroup;
 use crate::sync::lock;
 
 /// The keys under which tools store the login to Docker Hub, besides `docker.io`.
@@ -306,27 +307,26 @@ impl Keyring {
 
     async fn ask_for(&self, name: &str, server: &str) -> Result<Option<Credential>, HelperFault> {
         let program = self.program(name)?;
-        let mut child = tokio::process::Command::new(program)
+        let mut command = tokio::process::Command::new(program);
+        command
             .arg("get")
             // The helper protocol passes only the host; peelfs' own helper also needs the repository.
             .env("PEELFS_REPOSITORY", format!("{}/{}", self.host, self.repository))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(HelperFault::Start)?;
-        let mut input = child.stdin.take().expect("stdin is piped");
-        let output = child.stdout.take().expect("stdout is piped");
+            .stderr(Stdio::null());
+        let mut group = ProcessGroup::spawn(&mut command).map_err(HelperFault::Start)?;
+        let mut input = group.child.stdin.take().expect("stdin is piped");
+        let output = group.child.stdout.take().expect("stdout is piped");
         let conversation = async {
             // A helper may answer without reading its input; only its output counts.
             let _ = input.write_all(server.as_bytes()).await;
             drop(input);
             let mut said = Vec::new();
             output.take(FILE_LIMIT).read_to_end(&mut said).await.map_err(HelperFault::Start)?;
-            Ok((said, child.wait().await.map_err(HelperFault::Start)?))
+            Ok((said, group.wait().await.map_err(HelperFault::Start)?))
         };
-        // The timeout drops the conversation, which kills the child.
+        // Dropping the group kills the helper and what it has started.
         let (said, status) = match tokio::time::timeout(self.helper_limit, conversation).await {
             Ok(ended) => ended?,
             Err(_) => return Err(HelperFault::Late(self.helper_limit)),
@@ -663,16 +663,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_helper_that_hangs_is_killed() {
+    async fn a_helper_that_hangs_is_killed_with_all_it_started() {
         let home = Home::new().naming("env.json");
         let pid = home.dir.path().join("pid");
-        home.helper("slow", &format!("echo $$ > {0}.new; mv {0}.new {0}; exec sleep 600", pid.display()));
+        // It waits for what it has started.
+        home.helper("slow", &format!("sleep 600 & echo $! > {0}.new; mv {0}.new {0}; wait", pid.display()));
         home.write("env.json", r#"{"credsStore": "slow"}"#);
         let mut keyring = home.keyring("r", "a", None);
         keyring.helper_limit = Duration::from_secs(1);
         assert_eq!(keyring.find().await.unwrap(), None);
         let pid: i32 = std::fs::read_to_string(pid).unwrap().trim().parse().unwrap();
-        // Killed and, at the runtime's next turn, reaped: it is no longer running.
+        // Killed, and reaped by another process: it is no longer running.
         let state = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         while state().contains(") S ") {
             tokio::task::yield_now().await;
