@@ -303,6 +303,8 @@ impl From<HostError> for Report {
 fn verifier_hint(report: Report, why: &VerifierError) -> Report {
     match why {
         VerifierError::Refused { .. } | VerifierError::None { .. } => report,
+        VerifierError::NoDirectory { .. } => report
+            .hint("correct the directory, or make it: an empty one refuses no image, and allows no index of others"),
         VerifierError::Late { .. } => report.hint("try again, or end what it waits for"),
         VerifierError::CannotRun { .. } | VerifierError::NotAProgram { .. } => {
             report.hint("every file of that directory is run: make it a program, or remove it")

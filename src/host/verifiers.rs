@@ -2,15 +2,16 @@
 //! verifier (containerd, docs/image-verification.md).
 //!
 //! Each program of a directory is started with `-name`, `-digest` and `-stdin-media-type`, reads the image's descriptor
-//! from stdin, and allows the image by exit status 0; its output is the reason. All of them must allow it. A missing or
-//! empty directory refuses nothing.
+//! from stdin, and allows the image by exit status 0; its output is the reason. All of them must allow it. An empty directory
+//! refuses nothing, nor does the usual one ([`DEFAULT_DIR`]) if it is missing.
 //!
 //! Artifacts with indexes of layers are asked about in the same way ([`IndexVerifiers`]), of verifiers of their own: they are made
 //! by others than images are. There, a directory without a verifier allows nothing, since without an index a layer is read
 //! as any other.
 //!
 //! containerd skips programs beyond its limit; here too many programs are an error. So is a program that other users
-//! can write to.
+//! can write to, and a missing directory that was named: containerd allows all images then, and a mistyped name would
+//! switch the verifiers off without a sign.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -107,6 +108,12 @@ pub enum VerifierError {
         /// The directory.
         directory: PathBuf,
     },
+    /// The directory that was named does not exist.
+    #[error("there is no directory `{}` of verifiers", directory.display())]
+    NoDirectory {
+        /// The directory.
+        directory: PathBuf,
+    },
     /// There are too many.
     #[error("`{}` has {count} verifiers; at most {limit} are allowed", directory.display())]
     TooMany {
@@ -148,7 +155,11 @@ pub async fn ask(directory: &Path, question: &Question<'_>, limits: &Limits) -> 
     if directory.as_os_str().is_empty() {
         return Ok(());
     }
-    let (verifiers, state) = list(directory, limits)?;
+    let Some((verifiers, state)) = list(directory, limits)? else {
+        // Only the usual directory need not be there.
+        let is_usual = directory == Path::new(DEFAULT_DIR);
+        return if is_usual { Ok(()) } else { Err(VerifierError::NoDirectory { directory: directory.to_owned() }) };
+    };
     if verifiers.is_empty() {
         return Ok(());
     }
@@ -179,7 +190,9 @@ impl ArtifactCheck for IndexVerifiers {
 
 /// As [`ask`], but without a verifier nothing is allowed.
 async fn ask_some(directory: &Path, question: &Question<'_>, limits: &Limits) -> Result<(), VerifierError> {
-    let (verifiers, state) = list(directory, limits)?;
+    let Some((verifiers, state)) = list(directory, limits)? else {
+        return Err(VerifierError::NoDirectory { directory: directory.to_owned() });
+    };
     if verifiers.is_empty() {
         return Err(VerifierError::None { directory: directory.to_owned() });
     }
@@ -209,15 +222,15 @@ async fn ask_all(
     Ok(())
 }
 
-/// The programs in order of their names, and a fingerprint that changes if one is replaced.
-fn list(directory: &Path, limits: &Limits) -> Result<(Vec<PathBuf>, String), VerifierError> {
+/// The programs in order of their names, and a fingerprint that changes if one is replaced; `None` if there is no such directory.
+fn list(directory: &Path, limits: &Limits) -> Result<Option<(Vec<PathBuf>, String)>, VerifierError> {
     let unreadable = |path: &Path| {
         let path = path.to_owned();
         move |cause| VerifierError::Unreadable { path, cause }
     };
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), String::new())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(unreadable(directory)(error)),
     };
     check_writers(directory)?;
@@ -245,7 +258,7 @@ fn list(directory: &Path, limits: &Limits) -> Result<(Vec<PathBuf>, String), Ver
         write!(state, "{}\0{device} {inode} {size} {changed}.{changed_nanos}\0", path.display())
             .expect("writing to a string cannot fail");
     }
-    Ok((verifiers, state))
+    Ok(Some((verifiers, state)))
 }
 
 /// Refuses a file or directory that users other than root and this one can change.
@@ -417,7 +430,8 @@ mod tests {
 
     #[tokio::test]
     async fn all_have_to_allow_the_image_and_are_asked_once() {
-        assert!(asked(Path::new("/nonexistent/verifiers")).await.is_ok());
+        let none = asked(Path::new("/nonexistent/verifiers")).await.unwrap_err();
+        assert_eq!(none.to_string(), "there is no directory `/nonexistent/verifiers` of verifiers");
         assert!(asked(scripts(&[]).path()).await.is_ok());
         let asked_with = r#"echo "$@" >> "$0.log.$(basename $0)"; cat >> "$0.log.$(basename $0)""#;
         let logs = tempfile::tempdir().unwrap();
@@ -452,9 +466,10 @@ mod tests {
                 }
             }
         };
-        for none in [Path::new("/nonexistent/verifiers"), scripts(&[]).path()] {
+        let (missing, empty) = (Path::new("/nonexistent/verifiers"), scripts(&[]));
+        for (none, why) in [(missing, "there is no directory"), (empty.path(), "has no verifier")] {
             let refusal = check(none).await.unwrap_err();
-            assert!(refusal.why.contains("has no verifier") && !refusal.others_may_be, "{refusal:?}");
+            assert!(refusal.why.contains(why) && !refusal.others_may_be, "{refusal:?}");
         }
         let refusal = check(scripts(&[("a", "exit 0"), ("v", "echo not ours; exit 1")]).path()).await.unwrap_err();
         assert!(

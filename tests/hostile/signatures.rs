@@ -181,6 +181,24 @@ fn row_33_no_way_into_an_image_leads_past_a_verifier() {
     assert!(asked.lines().all(|line| line == wanted), "{asked}");
 }
 
+/// A mistyped name switches no verifier off; the usual directory may be missing.
+#[test]
+fn verifiers_in_a_directory_that_is_missing_allow_nothing() {
+    let sandbox = Sandbox::new();
+    let layout = sandbox.path().join("layout");
+    image().write_layout(&layout, "1").unwrap();
+    let reference = format!("oci:{}:1", layout.display());
+    let missing = sandbox.path().join("missing");
+    let wanted = format!("error: there is no directory `{}` of verifiers\n", missing.display());
+    let by_option = sandbox.peelfs(["ls", &reference, "--verifier-dir"]).arg(&missing).output().unwrap();
+    let by_variable = sandbox.peelfs(["ls", &reference]).env("PEELFS_VERIFIER_DIR", &missing).output().unwrap();
+    for output in [by_option, by_variable] {
+        let told = said(&output);
+        assert_eq!(output.status.code(), Some(5), "{told}");
+        assert!(told.contains(&wanted) && output.stdout.is_empty(), "{told}");
+    }
+}
+
 /// A mount that was allowed continues, whatever verifiers answer later.
 #[test]
 fn what_is_mounted_is_not_asked_about_again() {
