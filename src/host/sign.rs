@@ -85,11 +85,13 @@ pub fn private_key(path: &Path) -> Result<PrivateKey, KeyFileError> {
     let failed = |cause| KeyFileError::File { path: path.to_owned(), cause };
     let file = std::fs::File::open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
+    let pem = read_bounded(&file).map_err(failed)?;
+    // First: the mode of a file that is no private key is right.
+    let key = PrivateKey::from_pem(&pem).map_err(|cause| KeyFileError::Key { path: path.to_owned(), cause })?;
     if metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o077 != 0 {
         return Err(KeyFileError::Open { path: path.to_owned(), mode: metadata.mode() });
     }
-    let pem = read_bounded(&file).map_err(failed)?;
-    PrivateKey::from_pem(&pem).map_err(|cause| KeyFileError::Key { path: path.to_owned(), cause })
+    Ok(key)
 }
 
 impl From<KeyFileError> for Report {

@@ -405,7 +405,8 @@ fn a_key_that_cannot_sign_is_one_error_before_anything_is_sent() {
     write("huge.key", &"x".repeat(2 << 20));
     std::fs::create_dir(keys.path("directory")).unwrap();
     std::fs::set_permissions(keys.path("directory"), std::fs::Permissions::from_mode(0o700)).unwrap();
-    std::fs::set_permissions(&public, std::fs::Permissions::from_mode(0o600)).unwrap();
+    // The mode of what is no private key is right.
+    std::fs::set_permissions(&public, std::fs::Permissions::from_mode(0o644)).unwrap();
     let ((_, registry, reference), sandbox) = (served(), Sandbox::new());
     let mut told = String::new();
     for (name, code) in [
