@@ -64,6 +64,7 @@ fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     let line: Vec<OsString> = line.into_iter().collect();
     let line = verify_image::as_verifier(&line).unwrap_or(line);
     let line = look::expression::set_apart(line);
+    let line = specs::with_piped_images(line);
     let parsed = variables::parse(&line).or_else(|error| match bare::with_mount(&line, &error) {
         Some(line) => variables::parse(&line),
         None => Err(error),

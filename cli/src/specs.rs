@@ -1,5 +1,6 @@
 //! Turns arguments into requests: everything parsed and checked once, every path absolute.
 
+use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -162,7 +163,10 @@ fn image_as_written(args: &ImageArgs) -> Result<ImageSpec, Report> {
     let reference: Reference = match args.reference.as_str() {
         // Which kind of archive it is, is seen when it is read.
         "-" => PIPE.parse::<Reference>()?.called(STANDARD_INPUT),
-        typed => typed.parse()?,
+        typed => match typed.strip_prefix('-').filter(|name| name.starts_with([':', '@'])) {
+            Some(name) => format!("{PIPE}{name}").parse()?,
+            None => typed.parse()?,
+        },
     };
     for note in reference.notes() {
         eprintln!("note: {note}");
@@ -197,6 +201,24 @@ fn image_as_written(args: &ImageArgs) -> Result<ImageSpec, Report> {
 
 /// The archive in standard input.
 const PIPE: &str = "docker-archive:/dev/stdin";
+
+/// Writes images of the archive in standard input, as in `-:TAG`, in a form that does not look like an option.
+pub(super) fn with_piped_images(line: Vec<OsString>) -> Vec<OsString> {
+    let mut options_ended = false;
+    let written = |word: OsString| {
+        options_ended |= word == "--";
+        match word.to_str().and_then(|word| word.strip_prefix('-')).filter(|name| name.starts_with([':', '@'])) {
+            Some(name) if !options_ended => format!("{PIPE}{name}").into(),
+            _ => word,
+        }
+    };
+    line.into_iter().map(written).collect()
+}
+
+/// Whether an image as typed is in the archive in standard input.
+pub(super) fn is_piped(typed: &str) -> bool {
+    typed == "-" || typed.starts_with("-:") || typed.starts_with("-@") || typed.contains("-archive:/dev/stdin")
+}
 
 /// A directory that is named must exist; what it says of mirrors would be missed otherwise.
 fn check_hosts_dir(mirrors: &Mirrors) -> Result<(), Report> {

@@ -561,6 +561,16 @@ fn archive(user: &User, image: &Image) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
+/// An archive of two images, of which the second is [`small`].
+fn two_images(user: &User) -> Vec<u8> {
+    let layout = user.path("two");
+    ImageBuilder::new().layer(LayerBuilder::new().file("other", "other")).build().write_layout(&layout, "1").unwrap();
+    small().write_layout(&layout, "2").unwrap();
+    let mut tar = tar::Builder::new(Vec::new());
+    tar.append_dir_all(".", &layout).unwrap();
+    tar.into_inner().unwrap()
+}
+
 /// Runs a command with these bytes coming through a pipe.
 fn piped(user: &User, line: &[&str], bytes: &[u8]) -> Output {
     let mut command = user.command(line);
@@ -591,6 +601,14 @@ fn archives_may_be_compressed_and_come_through_pipes() {
     let output = piped(&user, &["ls", "oci-archive:/dev/stdin"], &gzip[..gzip.len() / 2]);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("does not decompress"), "{output:?}");
+    // One of several, as the hint says.
+    let two = two_images(&user);
+    let output = piped(&user, &["ls", "-"], &two);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("hint: add one of `1`, `2` after `:`"), "{output:?}");
+    for line in [&["cat", "-:2", "etc/motd"][..], &["cat", "--", "-:2", "etc/motd"]] {
+        let output = piped(&user, line, &two);
+        assert_eq!((output.status.code(), &*output.stdout), (Some(0), &b"hello\n"[..]), "{output:?}");
+    }
     // What the user has typed is named, however the archive is read.
     for line in [&["ls", "-"][..], &["ls", "oci-archive:/dev/stdin"], &["mount", "-", "at"]] {
         std::fs::create_dir_all(user.path("at")).unwrap();

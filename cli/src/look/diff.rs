@@ -31,7 +31,7 @@ use peelfs::overlay::{Last, LayerNo, NodeAttr, NodeId};
 /// # Errors
 /// A report whose code is not 1, which says that they differ.
 pub(crate) fn run(args: &DiffArgs) -> Result<bool, Report> {
-    if args.image.reference == "-" && args.other == "-" {
+    if specs::is_piped(&args.image.reference) && specs::is_piped(&args.other) {
         return Err(Report::usage("standard input can be only one of the two images"));
     }
     let compared = process::runtime(process::Purpose::Reading)?.block_on(async {
