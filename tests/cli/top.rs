@@ -77,6 +77,9 @@ fn top_obeys_keys_and_leaves_the_terminal_as_it_was() {
         // Only cells that change are drawn, so all of it is drawn again, and one word is waited for.
         top.press("?\u{c}");
         top.until("goes");
+        // `q` goes back as any other key.
+        top.press("q?\u{c}");
+        top.until("goes");
         top.press(" s");
         top.press(quit);
         let (status, screen) = top.ended();

@@ -147,7 +147,7 @@ impl View {
     pub(super) fn press(&mut self, key: KeyCode) -> Action {
         if self.help {
             self.help = false;
-            return if key == KeyCode::Char('q') { Action::Quit } else { Action::Nothing };
+            return Action::Nothing;
         }
         let page = self.page.max(1) as isize;
         match key {
