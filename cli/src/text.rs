@@ -58,6 +58,26 @@ pub(crate) fn printable(bytes: &[u8]) -> String {
     out
 }
 
+/// A name as GNU `find -ls` prints it, also into pipes: no name ends a line or looks like two fields.
+pub(crate) fn quoted_as_find(name: &[u8]) -> String {
+    let mut out = String::with_capacity(name.len());
+    for byte in name {
+        match byte {
+            b'\\' => out.push_str("\\\\"),
+            b'\n' => out.push_str("\\n"),
+            b'\x08' => out.push_str("\\b"),
+            b'\r' => out.push_str("\\r"),
+            b'\t' => out.push_str("\\t"),
+            b'\x0c' => out.push_str("\\f"),
+            b' ' => out.push_str("\\ "),
+            b'"' => out.push_str("\\\""),
+            0x21..=0x7e => out.push(char::from(*byte)),
+            _ => out.push_str(&format!("\\{byte:03o}")),
+        }
+    }
+    out
+}
+
 /// The type and permissions as in ls(1).
 pub(crate) fn mode(kind: Kind, mode: u16) -> String {
     let letter = match kind {

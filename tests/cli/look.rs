@@ -242,6 +242,16 @@ fn listings_name_owners_as_the_image_does() {
     assert_snapshot!(user.prints(&["find", NAME, "/home", "-nouser", "-ls"]).trim_start(), @"21      1 -rw-r--r--   1 4242     4343            1 2023-11-14 22:13:20 /home/app/owner's");
 }
 
+/// A name must not forge a line.
+#[test]
+fn find_ls_quotes_names_as_gnu_find_does() {
+    let layer = LayerBuilder::new().entry(Entry::file(&b"a b\n\\\"\t\x1b\x7f\xe9"[..], "")).symlink("link", "to a\nb");
+    let user = User::with_layout(&ImageBuilder::new().layer(layer).build());
+    let listed = user.prints(&["find", NAME, "/", "-mindepth", "1", "-ls"]);
+    let names: Vec<_> = listed.lines().map(|line| line.split_once(":20 ").unwrap().1).collect();
+    assert_eq!(names, [r#"/a\ b\n\\\"\t\033\177\351"#, r"/link -> to\ a\nb"]);
+}
+
 #[test]
 fn names_are_raw_in_pipes_and_colored_on_request() {
     let user = User::with_layout(&image());

@@ -176,12 +176,8 @@ impl Search<'_> {
             Print::Long => {
                 let before = self.long(attr);
                 self.out.write_all(before.as_bytes())?;
-                self.out.name(path)?;
-                if let Some(target) = target {
-                    self.out.write_all(b" -> ")?;
-                    self.out.name(target)?;
-                }
-                self.out.write_all(b"\n")
+                let target = target.map(|target| format!(" -> {}", text::quoted_as_find(target))).unwrap_or_default();
+                writeln!(self.out, "{}{target}", text::quoted_as_find(path))
             }
         }
     }
