@@ -184,9 +184,7 @@ pub enum RepositoryError {
 pub fn repository(text: &str) -> Result<RegistryName, RepositoryError> {
     let plain = text.strip_prefix("docker://").unwrap_or(text);
     let name: RegistryName = plain.parse()?;
-    let last = plain.rsplit('/').next().unwrap_or_default();
-    let has_port = !plain.contains('/');
-    if name.digest().is_some() || (last.contains(':') && !has_port) {
+    if name.digest().is_some() || plain.rsplit('/').next().is_some_and(|last| last.contains(':')) {
         return Err(RepositoryError::TooMuch { text: text.to_owned() });
     }
     Ok(name)
@@ -262,4 +260,20 @@ pub enum Passthrough {
     Auto,
     /// Yes.
     Always,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_repository_has_no_tag_whether_or_not_it_has_a_path() {
+        for text in ["a:9", "r.example/a:9", "r.example:5000/a:9", "docker://r.example/a:9", "localhost:5000"] {
+            assert!(matches!(repository(text), Err(RepositoryError::TooMuch { .. })), "{text}");
+        }
+        for text in ["a", "r.example:5000/a", "docker://r.example:5000/a/b"] {
+            repository(text).unwrap();
+        }
+    }
 }
