@@ -361,6 +361,10 @@ fn a_registry_that_wants_a_password_is_an_error_of_its_own() {
     hint: log in with `podman login registry.test` or `docker login registry.test`, or pass `--authfile`
     --- exit 4
     "#);
+    let reference = registry.reference("library/app", "1");
+    let output = user.command(&["inspect", &reference]).env("REGISTRY_AUTH_FILE", "/nonexistent").output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("; `REGISTRY_AUTH_FILE` names `/nonexistent`, which does not exist)"), "{told}");
 }
 
 #[test]

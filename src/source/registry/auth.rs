@@ -156,8 +156,11 @@ pub(super) enum AuthError {
 
 /// Description of `found` for messages.
 pub(super) fn tried(found: Option<&Found>) -> String {
-    found.map_or_else(|| "anonymous, as no credentials were found".to_owned(), Found::to_string)
+    found.map_or_else(|| format!("{ANONYMOUS}, as no credentials were found"), Found::to_string)
 }
+
+/// How a request without credentials is told.
+const ANONYMOUS: &str = "anonymous";
 
 impl Authorizer {
     pub(super) fn new(
@@ -233,8 +236,18 @@ impl Authorizer {
         match found {
             None => tried(None),
             Some(found) => {
-                format!("anonymous: no login was tried, as {} asks for none; there is {found}", self.keyring.host())
+                format!("{ANONYMOUS}: no login was tried, as {} asks for none; there is {found}", self.keyring.host())
             }
+        }
+    }
+
+    /// What was `tried`, and which file was missing if that was nothing.
+    pub(super) fn with_missing_file(&self, tried: String) -> String {
+        match self.keyring.missing() {
+            Some(path) if tried.starts_with(ANONYMOUS) => {
+                format!("{tried}; `REGISTRY_AUTH_FILE` names `{}`, which does not exist", path.display())
+            }
+            _ => tried,
         }
     }
 

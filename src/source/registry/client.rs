@@ -483,6 +483,7 @@ impl Client {
         if place != self.host {
             said.push_str(&format!(", where {} redirects to", self.host));
         }
+        let tried = self.authorizer.with_missing_file(tried);
         SourceError::Denied { what: what.to_owned(), place: place.to_owned(), said, tried }
     }
 
@@ -507,7 +508,7 @@ impl Client {
                 SourceError::NotFound { what, place: self.place(), said: Some(said), hint: Some(hint.into()) }
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let tried = self.authorizer.told(&self.authorizer.present()).await;
+                let tried = self.authorizer.with_missing_file(self.authorizer.told(&self.authorizer.present()).await);
                 SourceError::Denied { what, place: self.host.clone(), said, tried }
             }
             _ => SourceError::Protocol { what, place: self.host.clone(), why: format!("it answered {said}") },

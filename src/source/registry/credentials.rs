@@ -200,6 +200,12 @@ impl Keyring {
         self.files.iter().map(|file| (file.path.as_path(), file.legacy, file.named != Named::No))
     }
 
+    /// The file that `REGISTRY_AUTH_FILE` names, if it is missing.
+    pub(super) fn missing(&self) -> Option<&Path> {
+        let missing = |file: &&File| file.named == Named::ByVariable && !file.path.exists();
+        self.files.iter().find(missing).map(|file| file.path.as_path())
+    }
+
     /// The program of a helper, if it is installed.
     pub(super) fn installed(&self, helper: &str) -> Option<PathBuf> {
         self.program(helper).ok()
