@@ -60,7 +60,7 @@ fn verify(args: &VerifyImageArgs) -> Result<(), Report> {
     process::runtime(process::Purpose::Reading)?.block_on(async {
         let digest = match &args.digest {
             Some(digest) => digest.clone(),
-            None => open::named(&image).await?,
+            None => open::named(&image).await.map_err(|error| without_cache(error.into()))?,
         };
         let statement = signed::verify(&image, &digest, &demand).await.map_err(not_signed)?;
         println!("{digest} is signed with the key {}", demand.keys[statement.key].fingerprint());
@@ -90,10 +90,18 @@ fn no_policy(error: &PolicyError) -> Report {
     }
 }
 
+/// The error of a registry that cannot be reached, where what is cached has been used already.
+fn without_cache(report: Report) -> Report {
+    match report.code {
+        Code::Network => report.hint("check the network and the name of the registry; nothing of it is cached here"),
+        _ => report,
+    }
+}
+
 fn not_signed(error: NotSigned) -> Report {
     match error {
         NotSigned::Host(error) => {
-            let report = Report::from(*error);
+            let report = without_cache(Report::from(*error));
             Report { message: format!("cannot look for signatures: {}", report.message), ..report }
         }
         NotSigned::None { .. } | NotSigned::NoneCounts { .. } => Report::new(Code::Verification, chain(&error)),

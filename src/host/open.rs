@@ -22,7 +22,7 @@ use crate::source::offline::OfflineSource;
 use crate::source::registry::{Notes, RegistryOptions, RegistrySource, Rights};
 use crate::source::spool::Spool;
 use crate::source::{BlobSource, SourceError};
-use crate::store::Store;
+use crate::store::{Store, TagRecord};
 
 /// An image that has been resolved, with what is needed to read it.
 pub struct Opened {
@@ -111,7 +111,7 @@ async fn open_pulled(image: &ImageSpec, shared_layers: &SharedLayers, pull: Pull
     Ok(opened)
 }
 
-/// The digest that the reference contains, or that it resolves to now.
+/// The digest that the reference contains, or that it resolves to now; if the registry cannot be asked, its last answer.
 ///
 /// # Errors
 /// [`HostError`]
@@ -123,8 +123,42 @@ pub async fn named(image: &ImageSpec) -> Result<Digest, HostError> {
         return Ok(digest.clone());
     }
     let store = Arc::clone(shared_layers(&image.cache)?.store());
-    let (source, _) = source(&image.reference, &image.access, &store).await?;
-    Ok(source.head().await?.digest)
+    let asked = async {
+        let (source, _) = source(&image.reference, &image.access, &store).await?;
+        Ok::<_, HostError>(source.head().await?)
+    };
+    let is_registry = matches!(image.reference.place(), Place::Registry(_));
+    let canonical = image.reference.canonical();
+    let is_offline = image.access.network == Network::Offline;
+    match asked.await {
+        Ok(root) => {
+            let known = store.tag(&canonical);
+            // A target that is cached stays what other commands use.
+            if is_registry && known.is_none_or(|known| store.document(&known.digest, known.size).is_none()) {
+                let (digest, size) = (root.digest.clone(), root.size);
+                let media_type = root.media_type.as_str().to_owned();
+                let record = TagRecord { reference: canonical, digest, media_type, size };
+                if let Err(error) = store.keep_tag(&record) {
+                    store.cannot_keep("the target of the reference", &error);
+                }
+            }
+            Ok(root.digest)
+        }
+        Err(HostError::Source(error @ (SourceError::Unreachable { .. } | SourceError::NotFound { .. })))
+            if is_registry && (is_offline || matches!(error, SourceError::Unreachable { .. })) =>
+        {
+            match store.tag(&canonical) {
+                Some(record) if is_offline => Ok(record.digest),
+                Some(record) => {
+                    tracing::warn!("{error}; using the last known target of {}", image.reference);
+                    Ok(record.digest)
+                }
+                None if is_offline => Err(PlanError::Offline { reference: image.reference.to_string() }.into()),
+                None => Err(error.into()),
+            }
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Resolves an image without showing it, to manage what is cached of it.

@@ -254,6 +254,34 @@ fn signatures_of_every_kind_of_key_are_verified() {
     }
 }
 
+/// A tag that was verified once is verified again without its registry, as `ls` lists an image that it has listed.
+#[test]
+fn a_tag_is_verified_again_while_its_registry_is_away() {
+    if is_missing("openssl") {
+        return;
+    }
+    let (sandbox, keys, image) = (Sandbox::new(), Keys::new(), image());
+    let digest = &image.root().digest;
+    let key = keys.make("ecdsa", ALGORITHMS[0].1);
+    let signature = keys.signature("ecdsa", "", &payload(digest, "registry.example/team/app"));
+    let catalog = Catalog::new().image("app", "1", &image).image("app", &tag(digest, ".sig"), &signature);
+    let registry = Registry::start(catalog).unwrap();
+    let (reference, other) = (registry.reference("app", "1"), registry.reference("app", "2"));
+    let online = verify(&sandbox, &[&key], &[&reference]);
+    assert!(online.status.success(), "{}", said(&online));
+    drop(registry);
+    for more in [&["--offline"][..], &[]] {
+        let output = verify(&sandbox, &[&key], &[&[&reference[..]], more].concat());
+        assert!(output.status.success(), "{more:?}: {}", said(&output));
+        assert!(said(&output).contains(&format!("{digest} is signed")), "{}", said(&output));
+    }
+    let never_seen = verify(&sandbox, &[&key], &[&other]);
+    assert_eq!(never_seen.status.code(), Some(6), "{}", said(&never_seen));
+    assert!(!said(&never_seen).contains("--offline"), "{}", said(&never_seen));
+    let never_seen = verify(&sandbox, &[&key], &["--offline", &other]);
+    assert_eq!(never_seen.status.code(), Some(3), "{}", said(&never_seen));
+}
+
 /// Only the content of a signature counts, not its place, as all writers of a repository can put it there.
 #[test]
 fn row_33_a_signature_of_something_else_counts_for_nothing() {
