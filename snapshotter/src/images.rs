@@ -52,8 +52,9 @@ pub(crate) enum Refusal {
     OtherChain { chain: Digest },
     #[error("its registry did not answer within {0} s")]
     Late(u64),
-    #[error("it could not be mounted just now")]
-    Before,
+    /// As of this long ago.
+    #[error("{why} (as of {} s ago; asked again {} s after that)", ago.as_secs(), REFUSED_FOR.as_secs())]
+    Before { why: String, ago: Duration },
     /// Verifiers refused it, or cannot be run: it is not unpacked either.
     #[error("{}", .0.message)]
     NotAllowed(Report),
@@ -75,7 +76,7 @@ enum Decision {
     #[default]
     Open,
     Mounted(Arc<Image>),
-    Refused(Instant),
+    Refused(Instant, String),
 }
 
 impl Image {
@@ -118,7 +119,9 @@ impl Images {
         let mut decision = decision.lock().await;
         match &*decision {
             Decision::Mounted(image) if image.up_to(&wanted.chain).is_some() => return Ok(Arc::clone(image)),
-            Decision::Refused(when) if when.elapsed() < REFUSED_FOR => return Err(Refusal::Before),
+            Decision::Refused(when, why) if when.elapsed() < REFUSED_FOR => {
+                return Err(Refusal::Before { why: why.clone(), ago: when.elapsed() });
+            }
             _ => {}
         }
         let allowed = self.allowed(wanted).await?;
@@ -128,7 +131,7 @@ impl Images {
         let resolved = resolved.unwrap_or(Err(Refusal::Late(within)));
         *decision = match &resolved {
             Ok(image) => Decision::Mounted(Arc::clone(image)),
-            Err(_) => Decision::Refused(Instant::now()),
+            Err(why) => Decision::Refused(Instant::now(), why.to_string()),
         };
         let other = || Refusal::OtherChain { chain: wanted.chain.clone() };
         resolved.and_then(|image| if image.up_to(&wanted.chain).is_some() { Ok(image) } else { Err(other()) })

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use peelfs::digest::Digest;
-use peelfs::reference::{Place, Reference};
+use peelfs::reference::{Place, Reference, ReferenceError};
 
 /// A layer of an image that may be mounted instead of unpacked.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -24,18 +24,44 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    /// The requested layer; `None` for an ordinary snapshot or invalid labels.
-    pub(crate) fn of(labels: &BTreeMap<String, String>) -> Option<Self> {
-        let chain = labels.get(REF)?.parse().ok()?;
-        let (image, manifest) = match (labels.get(CRI_IMAGE), labels.get(STARGZ_IMAGE)) {
-            (Some(image), _) => (image, labels.get(CRI_MANIFEST)),
-            (None, Some(image)) => (image, None),
-            (None, None) => return None,
+    /// The requested layer; `None` for an ordinary snapshot.
+    ///
+    /// # Errors
+    /// [`LabelError`]: the layer must be unpacked.
+    pub(crate) fn of(labels: &BTreeMap<String, String>) -> Result<Option<Self>, LabelError> {
+        let Some(chain) = labels.get(REF) else { return Ok(None) };
+        let (label, image, manifest) = match (labels.get(CRI_IMAGE), labels.get(STARGZ_IMAGE)) {
+            (Some(image), _) => (CRI_IMAGE, image, labels.get(CRI_MANIFEST)),
+            (None, Some(image)) => (STARGZ_IMAGE, image, None),
+            (None, None) => return Ok(None),
         };
-        let manifest = manifest.map(|digest| digest.parse().ok()).map_or(Some(None), |digest| digest.map(Some))?;
-        let reference: Reference = image.parse().ok()?;
-        // A label must not make this process read files of the machine.
-        matches!(reference.place(), Place::Registry(_)).then_some(Self { chain, reference, manifest })
+        let digest = |label, text: &String| {
+            text.parse::<Digest>().map_err(|error| LabelError::new(label, text, error.to_string()))
+        };
+        let chain = digest(REF, chain)?;
+        let manifest = manifest.map(|text| digest(CRI_MANIFEST, text)).transpose()?;
+        let reference: Reference =
+            image.parse().map_err(|error: ReferenceError| LabelError::new(label, image, error.to_string()))?;
+        match reference.place() {
+            Place::Registry(_) => Ok(Some(Self { chain, reference, manifest })),
+            // A label must not make this process read files of the machine.
+            _ => Err(LabelError::new(label, image, "it names no image of a registry".to_owned())),
+        }
+    }
+}
+
+/// Why the image that labels name is not mounted.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot use the label `{label}` with {text:?}: {why}")]
+pub(crate) struct LabelError {
+    label: &'static str,
+    text: String,
+    why: String,
+}
+
+impl LabelError {
+    fn new(label: &'static str, text: &str, why: String) -> Self {
+        Self { label, text: text.chars().take(SHOWN).collect(), why }
     }
 }
 
@@ -111,6 +137,8 @@ const CRI_MANIFEST: &str = "containerd.io/snapshot/cri.manifest-digest";
 const STARGZ_IMAGE: &str = "containerd.io/snapshot/remote/stargz.reference";
 const UID_MAPPING: &str = "containerd.io/snapshot/uidmapping";
 const GID_MAPPING: &str = "containerd.io/snapshot/gidmapping";
+/// How many characters of a wrong label are logged.
+const SHOWN: usize = 200;
 
 #[cfg(test)]
 mod tests {
@@ -126,29 +154,32 @@ mod tests {
     #[test]
     fn images_are_named_by_cri_and_by_stargz_labels() {
         let cri = Wanted::of(&labels([(REF, CHAIN), (CRI_IMAGE, "docker.io/library/app:1"), (CRI_MANIFEST, CHAIN)]));
-        let cri = cri.unwrap();
+        let cri = cri.unwrap().unwrap();
         assert_eq!(
             (cri.chain.to_string(), cri.manifest.map(|digest| digest.to_string())),
             (CHAIN.into(), Some(CHAIN.into()))
         );
-        let stargz = Wanted::of(&labels([(REF, CHAIN), (STARGZ_IMAGE, "docker.io/library/app:1")])).unwrap();
+        let stargz = Wanted::of(&labels([(REF, CHAIN), (STARGZ_IMAGE, "docker.io/library/app:1")])).unwrap().unwrap();
         assert_eq!((stargz.reference, stargz.manifest), (cri.reference, None));
     }
 
     #[test]
     fn labels_without_an_image_of_a_registry_are_not_lazy() {
-        for wrong in [
-            labels([(REF, CHAIN)]),
-            labels([(CRI_IMAGE, "docker.io/library/app:1")]),
-            labels([(REF, "sha256:x"), (CRI_IMAGE, "docker.io/library/app:1")]),
-            labels([(REF, CHAIN), (CRI_IMAGE, "docker.io/library/app:1"), (CRI_MANIFEST, "latest")]),
-            labels([(REF, CHAIN), (CRI_IMAGE, "oci:/etc")]),
-            labels([(REF, CHAIN), (CRI_IMAGE, "dir:/root")]),
-            labels([(REF, CHAIN), (CRI_IMAGE, "docker-archive:/tmp/x")]),
-            labels([(REF, CHAIN), (CRI_IMAGE, "a b\n")]),
-            labels([]),
+        const IMAGE: &str = "docker.io/library/app:1";
+        for ordinary in [labels([(REF, CHAIN)]), labels([(CRI_IMAGE, IMAGE)]), labels([])] {
+            assert_eq!(Wanted::of(&ordinary).unwrap(), None, "{ordinary:?}");
+        }
+        for (wrong, label) in [
+            (labels([(REF, "sha256:x"), (CRI_IMAGE, IMAGE)]), REF),
+            (labels([(REF, "../../etc"), (STARGZ_IMAGE, IMAGE)]), REF),
+            (labels([(REF, CHAIN), (CRI_IMAGE, IMAGE), (CRI_MANIFEST, "latest")]), CRI_MANIFEST),
+            (labels([(REF, CHAIN), (CRI_IMAGE, "oci:/etc")]), CRI_IMAGE),
+            (labels([(REF, CHAIN), (STARGZ_IMAGE, "dir:/root")]), STARGZ_IMAGE),
+            (labels([(REF, CHAIN), (CRI_IMAGE, "docker-archive:/tmp/x")]), CRI_IMAGE),
+            (labels([(REF, CHAIN), (CRI_IMAGE, "a b\n")]), CRI_IMAGE),
         ] {
-            assert_eq!(Wanted::of(&wrong), None, "{wrong:?}");
+            let why = Wanted::of(&wrong).unwrap_err().to_string();
+            assert!(why.contains(&format!("the label `{label}`")) && !why.contains('\n'), "{wrong:?}: {why}");
         }
     }
 

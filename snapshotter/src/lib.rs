@@ -108,12 +108,12 @@ pub fn run(options: &Options) -> Result<(), Report> {
         return Err(Report::usage("`--image-service` and `authfile` of the configuration exclude each other")
             .hint("logins that pulls bring come first; the other ones can be in `~/.docker/config.json`"));
     }
-    let root = Root::take(&options.root)?;
+    let mut root = Root::take(&options.root)?;
     config.check(root.path())?;
     providers::write(root.path(), &config).map_err(HostError::system("write what asks for credentials"))?;
     process::raise_file_limit();
     let runtime = process::runtime_of_parent()?;
-    let served = runtime.block_on(serve(options, &root, config));
+    let served = runtime.block_on(serve(options, &mut root, config));
     // Slow mounts are made by other processes.
     runtime.shutdown_background();
     served
@@ -130,7 +130,7 @@ async fn look_at_images(snapshots: Arc<Snapshots>) {
     }
 }
 
-async fn serve(options: &Options, root: &Root, config: Arc<Config>) -> Result<(), Report> {
+async fn serve(options: &Options, root: &mut Root, config: Arc<Config>) -> Result<(), Report> {
     let inherited = inherited::take().map_err(HostError::system("take the service manager's socket"))?;
     let _metrics = Endpoint::of_all(options.metrics).await?;
     let socket = open(&options.address, inherited.into_values().next())?;
@@ -154,6 +154,7 @@ async fn serve(options: &Options, root: &Root, config: Arc<Config>) -> Result<()
     let ended = peelfs_grpc::ended().map_err(HostError::system("listen to signals"))?;
     let services = tonic::transport::Server::builder().add_service(SnapshotsServer::new(service));
     let services = services.add_optional_service(image_service(options, root)?);
+    root.keep();
     let served = peelfs_grpc::serve(services, socket, ended).await;
     served.map_err(|error| Report::new(Code::Failure, peelfs::image::chain(&error)))
 }

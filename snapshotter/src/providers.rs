@@ -200,7 +200,7 @@ fn part_fits(pattern: &str, part: &str) -> bool {
     }
 }
 
-const DIRECTORY: &str = "credentials";
+const DIRECTORY: &str = crate::root::CREDENTIALS;
 const AUTH: &str = "auth.json";
 const PROVIDERS: &str = "providers.json";
 const SOCKET: &str = "logins.sock";

@@ -92,7 +92,17 @@ impl Service {
 
     /// Whether a layer needs no unpacking, as its image is mounted. An error if the image is not to be used at all.
     async fn is_lazy(&self, parent: Option<&str>, labels: &BTreeMap<String, String>) -> Result<bool, Status> {
-        let Some(wanted) = Wanted::of(labels).filter(|_| self.lazy) else { return Ok(false) };
+        if !self.lazy {
+            return Ok(false);
+        }
+        let wanted = match Wanted::of(labels) {
+            Ok(Some(wanted)) => wanted,
+            Ok(None) => return Ok(false),
+            Err(error) => {
+                tracing::warn!(why = %error, "an image is unpacked, not mounted");
+                return Ok(false);
+            }
+        };
         match self.snapshots.lazily(&wanted, parent, labels).await {
             Ok(top) => {
                 top.into_iter().for_each(|top| self.mount_soon(top));
@@ -256,7 +266,7 @@ fn status(error: &SnapshotError) -> Status {
         SnapshotError::Record(RecordError::NotFound(_)) => Code::NotFound,
         SnapshotError::Record(RecordError::Exists(_)) => Code::AlreadyExists,
         SnapshotError::Record(RecordError::Precondition { .. }) => Code::FailedPrecondition,
-        SnapshotError::Mapping(_) | SnapshotError::Field { .. } => Code::InvalidArgument,
+        SnapshotError::Mapping(_) | SnapshotError::Field { .. } | SnapshotError::Unnamed => Code::InvalidArgument,
         SnapshotError::Lower(_) => Code::Unavailable,
         SnapshotError::Record(RecordError::Write { .. } | RecordError::Read { .. })
         | SnapshotError::Directory { .. } => Code::Internal,

@@ -42,6 +42,8 @@ pub(crate) enum SnapshotError {
     Mapping(#[from] MappingError),
     #[error("cannot change `{field}` of the snapshot `{name}`: only labels change")]
     Field { name: String, field: String },
+    #[error("a snapshot needs a name")]
+    Unnamed,
     #[error("cannot mount the image: {}", .0.message)]
     Lower(Report),
     #[error("cannot use `{}`", path.display())]
@@ -69,6 +71,9 @@ impl Snapshots {
         parent: Option<&str>,
         labels: BTreeMap<String, String>,
     ) -> Result<Vec<Mount>, SnapshotError> {
+        if key.is_empty() {
+            return Err(SnapshotError::Unnamed);
+        }
         let mapping = Mapping::of(&labels)?;
         let record = Record { parent: parent.map(str::to_owned), labels, ..Record::new(0, kind) };
         let below = {
@@ -149,6 +154,9 @@ impl Snapshots {
         labels: BTreeMap<String, String>,
         parent: Option<&str>,
     ) -> Result<(), SnapshotError> {
+        if name.is_empty() {
+            return Err(SnapshotError::Unnamed);
+        }
         let change = self.records.change();
         let before = change.known().get(key)?.clone();
         let refused = |why| RecordError::Precondition { name: key.to_owned(), why };

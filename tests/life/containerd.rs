@@ -891,6 +891,7 @@ fn hostile_labels_make_an_ordinary_snapshot() {
         ("sha256:short", &app, None),
     ];
     node.ask(async |mut of| {
+        assert_eq!(of.prepare(prepare("", "", &[])).await.unwrap_err().code(), Code::InvalidArgument);
         for (number, (chain, image, manifest)) in cases.into_iter().enumerate() {
             let (image_ref, digest) = (name("cri.image-ref"), name("cri.manifest-digest"));
             let mut labels = vec![("containerd.io/snapshot.ref", chain), (image_ref.as_str(), image)];
@@ -912,6 +913,34 @@ fn hostile_labels_make_an_ordinary_snapshot() {
         assert_eq!((committed, pages.message().await.unwrap().is_none()), (1, true));
     });
     assert_eq!(node.lowers().len(), 0, "one layer of an image was asked for, not all");
+    for label in ["cri.image-ref` with \"oci:/etc\"", ".ref` with \"sha256:short\""] {
+        assert!(node.log().contains(label), "why is in the log: {}", node.log());
+    }
+}
+
+/// An image is asked about again after a while only: each of its layers says why it is unpacked.
+#[test]
+fn a_refused_image_says_why_for_each_of_its_layers() {
+    if cannot_mount() {
+        return;
+    }
+    let Some(layers) = layers() else { return };
+    let image = image_of(&layers);
+    let registry = registry_of(&[("app", &image)]);
+    let absent = registry.reference("app", "2");
+    let node = Node::without_containerd("");
+    let chain = image.layers()[0].diff_id.to_string();
+    let labels = [("containerd.io/snapshot.ref", &chain[..]), ("containerd.io/snapshot/cri.image-ref", &absent[..])];
+    node.ask(async |mut of| {
+        for key in ["one", "two"] {
+            of.prepare(prepare(key, "", &labels)).await.unwrap();
+        }
+    });
+    let log = node.log();
+    let told: Vec<_> = log.lines().filter(|line| line.contains("this image is unpacked, not mounted")).collect();
+    assert_eq!(told.len(), 2, "{log}");
+    assert!(told.iter().all(|line| line.contains(&absent) && line.contains("404 Not Found")), "{log}");
+    assert!(told[1].contains("asked again 60 s after that"), "{log}");
 }
 
 /// One line that names the thing, one hint; nothing is made.
@@ -946,7 +975,7 @@ fn what_a_snapshotter_cannot_use_is_said_in_one_line() {
         let lines: Vec<_> = text.lines().collect();
         assert!(lines.len() == 2 && lines[0].starts_with("error: ") && lines[1].starts_with("hint: "), "{text}");
         assert!(lines[0].contains(wanted), "{text}");
-        assert!(!other.exists(), "{wanted}");
+        assert!(!other.exists() && !fresh.exists(), "{wanted}");
     }
     assert_eq!(std::fs::read_dir(&foreign).unwrap().count(), 1);
 }
