@@ -17,7 +17,7 @@ use peelfs::fuse::{OpenFiles, mounts, unmount_with_cover};
 use peelfs::host::error::HostError;
 use peelfs::host::report::{Code, Report};
 use peelfs::host::spec::Writable;
-use peelfs::host::{open, process};
+use peelfs::host::{open, process, writable};
 
 /// `peelfs bundle`
 #[derive(Clone, Debug, clap::Args)]
@@ -77,7 +77,7 @@ pub(super) fn run(args: &BundleArgs) -> Result<(), Report> {
         (None, false) => None,
         (None, true) => Some(Writable::Memory),
         (Some(Some(upper)), _) => Some(Writable::Directory(open::absolute(upper))),
-        (Some(None), _) => Some(Writable::Directory(directory.join("upper"))),
+        (Some(None), _) => Some(Writable::Directory(directory.join(UPPER))),
     };
     let options = BundleOptions {
         version: args.runtime_spec.clone(),
@@ -87,7 +87,8 @@ pub(super) fn run(args: &BundleArgs) -> Result<(), Report> {
         ..options
     };
     let image = args.container.image(&args.image)?;
-    let made = Directory::make(&directory, &args.directory)?;
+    let keeps = matches!(&writable, Some(Writable::Directory(upper)) if *upper == directory.join(UPPER));
+    let made = Directory::make(&directory, &args.directory, keeps)?;
     let own = directory.join(OWN);
     let container = &args.container;
     let plan = Plan {
@@ -100,17 +101,20 @@ pub(super) fn run(args: &BundleArgs) -> Result<(), Report> {
         in_own_namespace: false,
         writable,
         stubs: &LATER,
+        without_command: "name a program with `--entrypoint`",
         quiet: args.image.opening.quiet.into(),
     };
     let runtime = process::runtime(process::Purpose::Starting)?;
     let done = plan.make(&runtime);
     runtime.shutdown_background();
-    let record = Record { version: 1, config: Digest::of(Algorithm::Sha256, &done?.config), made_directory: made.made };
+    let mut done = done?;
+    let record = Record { version: 1, config: Digest::of(Algorithm::Sha256, &done.config), made_directory: made.made };
     let text = serde_json::to_vec(&record).expect("plain data");
     if let Err(error) = container::write(&own.join(RECORD), &text, 0o600) {
         container::take_away(&directory.join(ROOTFS));
         return Err(error.into());
     }
+    done.keep();
     made.keep();
     Ok(())
 }
@@ -123,7 +127,8 @@ struct Directory<'a> {
 }
 
 impl<'a> Directory<'a> {
-    fn make(path: &'a Path, typed: &Path) -> Result<Self, Report> {
+    /// Makes it; `keeps` if changes go to [`UPPER`] in it, which an earlier bundle may have left there.
+    fn make(path: &'a Path, typed: &Path, keeps: bool) -> Result<Self, Report> {
         let failed = |cause| Report::from(HostError::RunState { path: typed.to_owned(), cause });
         let made = match std::fs::DirBuilder::new().mode(0o700).create(path) {
             Ok(()) => true,
@@ -131,12 +136,20 @@ impl<'a> Directory<'a> {
             Err(error) => return Err(failed(error)),
         };
         if !made {
-            let mut entries = std::fs::read_dir(path).map_err(failed)?;
-            if entries.next().is_some() {
+            let kept = writable::is_kept(&path.join(UPPER));
+            let is_kept = |name: &std::ffi::OsStr| kept && name == UPPER;
+            let names: Vec<_> = std::fs::read_dir(path)
+                .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.file_name())).collect())
+                .map_err(failed)?;
+            let only_kept = names.iter().all(|name| is_kept(name));
+            if !names.is_empty() && !(only_kept && keeps) {
                 let shown = typed.display();
                 let report = Report::usage(format!("cannot make a bundle in `{shown}`: it is not empty"));
                 return Err(match path.join(OWN).join(RECORD).exists() {
                     true => report.hint(format!("it holds a bundle; `peelfs umount {shown}` removes it")),
+                    false if only_kept => {
+                        report.hint("it holds the changes of an earlier bundle; `--writable` takes them up")
+                    }
                     false => report.hint("name a directory that is empty, or that does not exist yet"),
                 });
             }
@@ -221,5 +234,7 @@ fn remove_own(directory: &Path, made: bool) -> io::Result<()> {
 
 const OWN: &str = ".peelfs";
 const RECORD: &str = "bundle.json";
+/// Where changes are kept, unless the user names another directory.
+const UPPER: &str = "upper";
 /// Files that engines mount over later.
 const LATER: [&str; 3] = ["/etc/resolv.conf", "/etc/hosts", "/etc/hostname"];

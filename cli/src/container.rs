@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use super::args::{ImageArgs, VerifyArg};
 use super::progress::{Bar, Quiet};
 use super::{environment, specs, volumes};
-use peelfs::bundle::{self, BundleOptions, Configured, Network, Volume, VolumePolicy};
+use peelfs::bundle::{self, BundleError, BundleOptions, Configured, Network, Volume, VolumePolicy};
 use peelfs::fuse::{OpenFiles, mounts, unmount_with_cover};
 use peelfs::host::background::{self, Keeper};
 use peelfs::host::error::HostError;
@@ -212,6 +212,8 @@ pub(super) struct Plan<'a> {
     pub(super) writable: Option<Writable>,
     /// Files that mounts added later need.
     pub(super) stubs: &'a [&'a str],
+    /// What to do about an image without a command.
+    pub(super) without_command: &'a str,
     /// Whether the progress of first passes is shown.
     pub(super) quiet: Quiet,
 }
@@ -223,7 +225,14 @@ pub(super) struct Made {
     /// `config.json` as written.
     pub(super) config: Vec<u8>,
     /// The directory that keeps changes.
-    pub(super) upper_lock: Option<writable::UpperLock>,
+    upper_lock: Option<writable::UpperLock>,
+}
+
+impl Made {
+    /// The container is made, or has run: what it has changed stays.
+    pub(super) fn keep(&mut self) {
+        self.upper_lock.iter_mut().for_each(writable::UpperLock::keep);
+    }
 }
 
 impl Plan<'_> {
@@ -249,7 +258,8 @@ impl Plan<'_> {
             let is_image = opened.plan.artifact.is_none();
             let configured = Configured::parse(if is_image { opened.plan.configuration.raw.get() } else { "{}" })?;
             let manifest = &opened.plan.manifest.digest;
-            let upper_lock = writable::take(self.writable.as_ref(), &at, manifest).map_err(HostError::from)?;
+            // Dropped last: what an error leaves of it is removed when nothing is mounted.
+            let mut upper_lock = writable::take(self.writable.as_ref(), &at, manifest).map_err(HostError::from)?;
             // Every process reads the image that this process has resolved.
             let reference = opened.reference.clone().pinned(&opened.plan.root.digest);
             let image = ImageSpec { reference, ..image };
@@ -272,11 +282,15 @@ impl Plan<'_> {
             let described = self.describe(&fs, &configured).await;
             let mounted = mounting.await.map_err(|error| Report::new(Code::Failure, error))?.map_err(Report::from);
             let covered = match (described, mounted) {
-                (Ok(made), Ok(())) => self.cover(&at, &opened.reference.to_string(), kernel).map(|()| made),
+                (Ok(made), Ok(())) => {
+                    let covered = self.cover(&at, &opened.reference.to_string(), kernel);
+                    covered.map(|()| upper_lock.iter_mut().for_each(writable::UpperLock::used)).map(|()| made)
+                }
                 (_, Err(error)) => return Err(error),
                 (Err(error), Ok(())) => Err(error),
             };
-            covered.map(|(program, config)| Made { program, config, upper_lock }).inspect_err(|_| take_away(&at))
+            let (program, config) = covered.inspect_err(|_| take_away(&at))?;
+            Ok(Made { program, config, upper_lock })
         })
     }
 
@@ -299,7 +313,11 @@ impl Plan<'_> {
                 .hint("let root add a line for this user to /etc/subuid and /etc/subgid, and install `uidmap`; or run as the container's root with `--user 0`"));
         }
         self.add_names()?;
-        let config = bundle::config(image, &user, &self.options).map_err(Report::from)?;
+        let config = bundle::config(image, &user, &self.options).map_err(|error| {
+            let is_without = matches!(error, BundleError::NoCommand);
+            let report = Report::from(error);
+            if is_without { report.hint(self.without_command) } else { report }
+        })?;
         let binds = |path: &str| self.options.binds.iter().find(|bind| bind.destination.trim_end_matches('/') == path);
         let is_file = |path: &str| binds(path).is_some_and(|bind| !Path::new(&bind.source).is_dir());
         let stubs = bundle::destinations(&config).into_iter();

@@ -105,21 +105,34 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Report> {
     let container = Arc::new(Container::new(Guard::start(&runtime, &place.path, &name)?, place.path.join(STARTED)));
     pass_signals_on(&container)?;
     let made = place.make(args, image, options, keep);
-    let finished = made.and_then(|made| {
+    let finished = made.and_then(|mut made| {
         let finished = container.run(args, &runtime, &place, &name)?;
-        drop(made.upper_lock);
         let refusal = matches!(finished.ended, Ended::With(1..)).then(|| place.refusal()).flatten();
-        Ok((finished, refusal.map(|refusal| (refusal.report(&runtime, &made.program), refusal.status()))))
+        let refusal = refusal.or_else(|| match finished.ended {
+            // It has written no process number, and said nothing.
+            Ended::With(status) if !container.started.exists() => Some(Refusal::Silent(status)),
+            _ => None,
+        });
+        if refusal.is_none() {
+            made.keep();
+        }
+        Ok((finished, refusal, made))
     });
-    // Only then nothing of the container holds its stderr.
+    // Only then nothing of the container holds its stderr, nor the directory that keeps changes.
     container.end();
-    let (Finished { ended, stderr }, refusal) = finished?;
+    let (Finished { ended, stderr }, refusal, made) = finished?;
+    let program = made.program.clone();
+    drop(made);
     let kept_back = stderr.end();
     Ok(match (ended, refusal) {
         (Ended::By(signal), _) => SIGNALLED + signal.as_raw() as u8,
-        (Ended::With(_), Some((report, status))) => {
-            failures::print(&report);
-            status
+        (Ended::With(_), Some(refusal)) => {
+            if matches!(refusal, Refusal::Silent(_)) {
+                // Its log has nothing, so this may say why.
+                let _ = std::io::stderr().write_all(&kept_back);
+            }
+            failures::print(&refusal.report(&runtime, &program));
+            refusal.status()
         }
         (Ended::With(status), None) => {
             // Its reader may be gone.
@@ -201,6 +214,7 @@ impl Place {
             in_own_namespace: true,
             writable,
             stubs: &[],
+            without_command: "give one after the image, as in `peelfs run IMAGE sh`",
             quiet: args.opening.quiet.into(),
         };
         let runtime = process::runtime_of_parent()?;

@@ -59,6 +59,8 @@ pub(super) enum Refusal {
     NotRunnable,
     /// Something else failed.
     Other(String),
+    /// It has ended with this status, and has not said why.
+    Silent(u8),
 }
 
 impl Refusal {
@@ -98,13 +100,14 @@ impl Refusal {
         match self {
             Self::NotFound => 127,
             Self::NotRunnable => 126,
-            Self::Other(_) => FAILED,
+            Self::Other(_) | Self::Silent(_) => FAILED,
         }
     }
 
     /// The error message for `runtime` and `program`.
     pub(super) fn report(&self, runtime: &Path, program: &str) -> Report {
         let report = |message| Report::new(Code::Failure, message);
+        let name = runtime.file_name().unwrap_or(runtime.as_os_str()).to_string_lossy();
         match self {
             Self::NotFound if program.starts_with('-') => report(format!("the container has no program `{program}`"))
                 .hint("options of `peelfs run` come before the image"),
@@ -117,9 +120,10 @@ impl Refusal {
             Self::NotRunnable => {
                 report(format!("the container cannot run `{program}`: it is not a file that its user may execute"))
             }
-            Self::Other(message) => {
-                let name = runtime.file_name().unwrap_or(runtime.as_os_str()).to_string_lossy();
-                report(format!("{name} cannot start the container: {message}"))
+            Self::Other(message) => report(format!("{name} cannot start the container: {message}")),
+            Self::Silent(status) => {
+                report(format!("{name} has not started the container, and ended with status {status}"))
+                    .hint("name a container runtime with `--runtime`, as runc or crun")
             }
         }
     }

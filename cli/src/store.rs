@@ -138,6 +138,9 @@ pub(super) fn run(args: &StoreArgs) -> Result<(), Report> {
         StoreCommand::Remove { images, place } => {
             let at = directory(place.store.as_ref())?;
             image_store::remove(&at, images, &mut Bar::new(Quiet::No))?;
+            eprintln!(
+                "note: what an engine has built from an image needs it here; if `podman images` then says `layer not known`, add it again"
+            );
             Ok(())
         }
         StoreCommand::List { place, json } => {

@@ -9,6 +9,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::args::UmountArgs;
 use super::bundle;
+use super::container::ROOTFS;
 use super::failures::Failures;
 use peelfs::fuse::mounts::{self, MountPoint};
 use peelfs::fuse::{MountPlace, OpenFiles, UnmountError, unmount_with_cover};
@@ -102,6 +103,8 @@ pub(super) fn target(typed: &Path) -> Result<MountPoint, Report> {
         Some(mount) if mount.is_peelfs() => Ok(mount),
         Some(mount) => Err(Report::usage(format!("`{shown}` is mounted as {}, not by peelfs", mount.kind))
             .hint(format!("use `umount {shown}`"))),
+        // A bundle's mount is the one on its root file system.
+        None if bundle::is_bundle(typed) => target(&typed.join(ROOTFS)),
         None => Err(not_mounted()),
     }
 }

@@ -256,7 +256,10 @@ fn environment(image: &Configured, user: &User, options: &BundleOptions) -> Resu
 }
 
 fn directory(image: &Configured, options: &BundleOptions) -> Result<String, BundleError> {
-    let directory = options.directory.as_deref().or(image.directory()).unwrap_or("/");
+    if let Some(directory) = options.directory.as_deref().filter(|directory| !directory.is_empty()) {
+        return in_container(directory);
+    }
+    let directory = image.directory().unwrap_or("/");
     // Docker's builder has written relative paths.
     let directory = if directory.starts_with('/') { directory.to_owned() } else { format!("/{directory}") };
     in_container(&directory)
@@ -275,10 +278,13 @@ fn in_container(path: &str) -> Result<String, BundleError> {
 /// The path to mount on in a container, without what does not change where it leads.
 ///
 /// # Errors
-/// [`BundleError::Path`], [`BundleError::OnRoot`]
+/// [`BundleError::Path`], [`BundleError::OnRoot`], [`BundleError::InProc`]
 pub fn mount_point(typed: &str) -> Result<String, BundleError> {
     match in_container(typed)? {
         path if path == "/" => Err(BundleError::OnRoot { path: typed.to_owned() }),
+        path if path == "/proc" || path.starts_with("/proc/") && !OVER_PROC.contains(&&path[..]) => {
+            Err(BundleError::InProc { path: typed.to_owned() })
+        }
         path => Ok(path),
     }
 }
@@ -348,6 +354,19 @@ fn namespaces(network: Network) -> Vec<Value> {
 const VERSION: &str = "1.0.2";
 /// Usual mounts that the user may have otherwise; nothing else is mounted in them.
 const REPLACEABLE: [&str; 3] = ["/dev/shm", "/dev/mqueue", "/sys/fs/cgroup"];
+/// The files below /proc that runc lets replace, as lxcfs does.
+const OVER_PROC: [&str; 10] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/net/dev",
+    "/proc/slabinfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/uptime",
+];
 const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The default of podman.
 const CAPABILITIES: [&str; 11] = [
@@ -433,6 +452,12 @@ mod tests {
         for (written, wanted) in [("", "/"), ("/a//b/./c/", "/a/b/c"), ("app", "/app")] {
             assert_eq!(made_simply(json!({ "Cmd": ["x"], "WorkingDir": written }))["process"]["cwd"], wanted);
         }
+        // The user's own is not guessed at.
+        for (typed, wanted) in [("", Some("/image")), ("/x/", Some("/x")), ("rel", None)] {
+            let options = BundleOptions { directory: Some(typed.to_owned()), ..BundleOptions::default() };
+            let config = made(json!({ "Cmd": ["x"], "WorkingDir": "/image" }), options).ok();
+            assert_eq!(config.map(|config| config["process"]["cwd"].clone()), wanted.map(|wanted| json!(wanted)));
+        }
         let up = made(json!({ "Cmd": ["x"], "WorkingDir": "/a/../../b" }), BundleOptions::default());
         assert_eq!(up, Err(BundleError::Path { path: "/a/../../b".to_owned() }));
     }
@@ -464,6 +489,9 @@ mod tests {
         assert_eq!(kept["mounts"].as_array().unwrap().len(), 9);
         assert!(made(json!({ "Cmd": ["x"], "Volumes": { "/": {} } }), BundleOptions::default()).is_err());
         assert!(made(json!({ "Cmd": ["x"], "Volumes": { "data": {} } }), BundleOptions::default()).is_err());
+        for (path, is_refused) in [("/proc", true), ("/proc/1/", true), ("/proc/meminfo", false), ("/process", false)] {
+            assert_eq!(matches!(mount_point(path), Err(BundleError::InProc { .. })), is_refused, "{path}");
+        }
     }
 
     #[test]

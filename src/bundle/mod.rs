@@ -53,6 +53,12 @@ pub enum BundleError {
         /// As it was written.
         path: String,
     },
+    /// A mount would replace what the kernel shows of processes, which runtimes refuse.
+    #[error("cannot mount on `{path}`: /proc is the kernel's, and only some of its files can be replaced")]
+    InProc {
+        /// As it was written.
+        path: String,
+    },
     /// The user is not in `/etc/passwd`.
     #[error("user `{name}` is not in the image's /etc/passwd")]
     NoUser {

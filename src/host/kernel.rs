@@ -271,7 +271,7 @@ fn attach(
         noexec: kernel.noexec,
     };
     // Until the overlay is in the table of mounts, which says that its directory is in use.
-    let _upper_lock = writable::take(spec.writable.as_ref(), &spec.at, &opened.plan.manifest.digest)?;
+    let mut upper_lock = writable::take(spec.writable.as_ref(), &spec.at, &opened.plan.manifest.digest)?;
     // No other process mounts between the two checks of what is mounted there.
     let _claimed = fuse::claim(target);
     if let Some(taken) = mounts::at(target.path()).filter(mounts::MountPoint::is_peelfs) {
@@ -293,6 +293,7 @@ fn attach(
             return Err(error.into());
         }
     }
+    upper_lock.iter_mut().for_each(writable::UpperLock::keep);
     Ok(made)
 }
 

@@ -20,6 +20,7 @@ use super::writable::UpperLock;
 use super::{ending, failures, mount_point, process, writable};
 use crate::fuse::{self, MountError, MountOptions, MountPlace, Mounted, Passthrough, Target};
 use crate::image::{Documents, Eagerness, ImageFs, Plan, Prefetch, Programs, SharedLayers, Shown};
+use crate::overlay::NodeId;
 use crate::source::outage::OnOutage;
 
 /// A mount that this process serves.
@@ -30,7 +31,7 @@ pub(super) struct Mount {
     /// `None` for a single layer: its programs depend on other layers.
     programs: Option<Programs>,
     mounted: Mounted,
-    /// The directory for changes, until the overlay is mounted and holds it.
+    /// The directory for changes, until the mount is ready; then the overlay holds it.
     upper_lock: Option<UpperLock>,
     /// Where its metrics are; after a take-over it is made later.
     endpoint: Option<Endpoint>,
@@ -95,8 +96,17 @@ impl Mount {
     /// Serves until it is unmounted and its last file is closed. A mount that waits for all layers is unmounted if one
     /// of them fails.
     pub(super) async fn serve(self, asker: &mut impl Asker) {
-        let Self { mut handover, opened, shown, programs, mounted, upper_lock, endpoint, mut supervisor, connection } =
-            self;
+        let Self {
+            mut handover,
+            opened,
+            shown,
+            programs,
+            mounted,
+            mut upper_lock,
+            endpoint,
+            mut supervisor,
+            connection,
+        } = self;
         let fs = Arc::clone(shown.image());
         let (place, gone, requests) = (mounted.place(), mounted.gone(), mounted.requests());
         ending::look_after(mounted.disconnect());
@@ -113,13 +123,17 @@ impl Mount {
         let tell: Tell = Arc::new(move |files| Activity::of(&told_fs, told_registry.as_deref(), &requests, files));
         endpoint.iter().for_each(|endpoint| endpoint.tells_of(state.clone(), Arc::clone(&tell)));
         let published = status::publish(state, move || Health::of(&shown_fs, registry.as_deref()), tell);
-        let mut known = if handover.awaited { writable::cover_by_another(&handover).await } else { Ok(()) };
-        drop(upper_lock);
+        let mut known = if handover.awaited { cover(&handover, &shown).await } else { Ok(()) };
+        if known.is_ok() {
+            upper_lock.iter_mut().for_each(UpperLock::used);
+        }
         if known.is_ok() && handover.awaited && policy.wait {
             known = all_known(&shown, gone, asker).await;
         }
         match known {
             Ok(()) => {
+                upper_lock.iter_mut().for_each(UpperLock::keep);
+                drop(upper_lock);
                 if handover.awaited {
                     handover.awaited = false;
                     supervisor.serving(&handover, None).await;
@@ -133,6 +147,8 @@ impl Mount {
                 if !served.is_finished() {
                     take_away(&place);
                 }
+                // Removes what was made for it, before the user is told.
+                drop(upper_lock);
                 asker.failed(error).await;
             }
         }
@@ -204,6 +220,17 @@ impl Prepared {
             connection: None,
         })
     }
+}
+
+/// Mounts the overlay of a mount, if it has one. The kernel reads the image's root for it, and would say of an image
+/// that cannot be read only that there was an error.
+async fn cover(handover: &Handover, shown: &Shown) -> Result<(), HostError> {
+    if handover.spec.writable.is_some()
+        && let Shown::Image(fs) = shown
+    {
+        fs.awaited(|fs| fs.attr(NodeId::ROOT)).await?;
+    }
+    writable::cover_by_another(handover).await
 }
 
 fn programs_of(shown: &Shown) -> Option<Programs> {

@@ -273,14 +273,16 @@ impl From<OverlayError> for Report {
 impl From<BundleError> for Report {
     fn from(error: BundleError) -> Self {
         match error {
-            BundleError::NoCommand => {
-                Self::of(Code::Usage, &error).hint("give one after the image, as in `peelfs run IMAGE sh`")
-            }
             BundleError::NoUser { .. } | BundleError::NoGroup { .. } => {
                 Self::of(Code::NotFound, &error).hint("give an existing one, or a number, with `--user`")
             }
             BundleError::Configuration { .. } => Self::of(Code::Verification, &error),
-            BundleError::Variable { .. }
+            BundleError::InProc { .. } => {
+                Self::of(Code::Usage, &error).hint("choose a directory of the container's own")
+            }
+            // What gives a command is the front end's.
+            BundleError::NoCommand
+            | BundleError::Variable { .. }
             | BundleError::Zero { .. }
             | BundleError::Path { .. }
             | BundleError::OnRoot { .. }

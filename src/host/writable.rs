@@ -95,9 +95,118 @@ pub enum OverlayError {
 }
 
 /// A directory that keeps changes; locked while it is in use.
+///
+/// What was made of it is removed again when this is dropped, unless [`UpperLock::keep`] was called: a refused command
+/// leaves nothing behind, and no claim of its image to the directory. Changes, and what was there before, always stay.
 #[derive(Debug)]
 pub struct UpperLock {
-    _lock: File,
+    directory: PathBuf,
+    lock: Option<File>,
+    /// Directories on the way that were missing, outermost first.
+    made: Vec<PathBuf>,
+    /// The names in the directory that were missing.
+    missing: Vec<&'static str>,
+    /// The overlay was mounted: there may be changes.
+    used: bool,
+    kept: bool,
+}
+
+impl UpperLock {
+    /// Keeps the directory: what it is for has been done.
+    pub fn keep(&mut self) {
+        self.kept = true;
+    }
+
+    /// Notes that the overlay is mounted: changes may be written from now on.
+    pub fn used(&mut self) {
+        self.used = true;
+    }
+
+    /// Locks `directory` for changes to the image with this manifest; creates it if it is missing.
+    fn take(directory: &Path, manifest: &str) -> Result<Self, OverlayError> {
+        let (directory, made, missing) = (directory.to_owned(), Vec::new(), Vec::new());
+        let mut own = Self { directory, lock: None, made, missing, used: false, kept: false };
+        let directory = &own.directory.clone();
+        own.make_directory()?;
+        let lock = File::open(directory).map_err(unusable(directory))?;
+        let in_use = || OverlayError::InUse { path: directory.to_owned() };
+        match lock.try_lock() {
+            Ok(()) => own.lock = Some(lock),
+            Err(TryLockError::WouldBlock) => return Err(in_use()),
+            Err(TryLockError::Error(cause)) => return Err(unusable(directory)(cause)),
+        }
+        if is_in_use(directory).map_err(unusable(directory))? {
+            return Err(in_use());
+        }
+        let is_missing = |name: &&str| std::fs::symlink_metadata(directory.join(name)).is_err();
+        own.missing = [DIFF, WORK, IMAGE].into_iter().filter(is_missing).collect();
+        own.claim(manifest)?;
+        Ok(own)
+    }
+
+    fn make_directory(&mut self) -> Result<(), OverlayError> {
+        let missing: Vec<&Path> = self.directory.ancestors().take_while(|above| !above.exists()).collect();
+        for path in missing.into_iter().rev().filter(|path| !path.as_os_str().is_empty()) {
+            match std::fs::create_dir(path) {
+                Ok(()) => self.made.push(path.to_owned()),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(cause) => return Err(unusable(&self.directory)(cause)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes the image that the changes belong to, or compares it.
+    fn claim(&self, manifest: &str) -> Result<(), OverlayError> {
+        let image = self.directory.join(IMAGE);
+        match std::fs::read_to_string(&image) {
+            Ok(before) if before.trim() == manifest => Ok(()),
+            // A machine that lost power has left it empty.
+            Ok(before) if !before.trim().is_empty() => {
+                let manifest = before.trim().chars().filter(|char| !char.is_control()).take(MANIFEST_SHOWN).collect();
+                Err(OverlayError::OtherImage { path: self.directory.clone(), manifest })
+            }
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(unusable(&image)(cause)),
+            Ok(_) | Err(_) => std::fs::write(&image, format!("{manifest}\n")).map_err(unusable(&image)),
+        }
+    }
+}
+
+impl Drop for UpperLock {
+    fn drop(&mut self) {
+        // Without the lock, another process may be using it.
+        if self.kept || self.lock.is_none() || is_in_use(&self.directory).unwrap_or(true) {
+            return;
+        }
+        let was_missing = |name| self.missing.contains(&name);
+        // Only if it is empty: it may hold changes by now, which need the rest.
+        if was_missing(DIFF) {
+            let _ = std::fs::remove_dir(self.directory.join(DIFF));
+        }
+        if !self.used || !self.directory.join(DIFF).exists() {
+            if was_missing(WORK) {
+                // The kernel has made directories in it.
+                let _ = std::fs::remove_dir_all(self.directory.join(WORK));
+            }
+            if was_missing(IMAGE) {
+                let _ = std::fs::remove_file(self.directory.join(IMAGE));
+            }
+        }
+        for made in self.made.iter().rev() {
+            let _ = std::fs::remove_dir(made);
+        }
+    }
+}
+
+/// Whether an overlay keeps its changes in `directory`.
+fn is_in_use(directory: &Path) -> io::Result<bool> {
+    let canonical = directory.canonicalize()?;
+    Ok(mounts::all().iter().any(|mount| mount.upper().is_some_and(|upper| upper.starts_with(&canonical))))
+}
+
+/// Whether `directory` holds the changes of an image.
+pub fn is_kept(directory: &Path) -> bool {
+    directory.join(IMAGE).is_file() && directory.join(DIFF).is_dir()
 }
 
 /// Locks the directory for changes to the image with this manifest on `at`, if changes are kept.
@@ -108,39 +217,10 @@ pub fn take(writable: Option<&Writable>, at: &Path, manifest: &Digest) -> Result
     match writable {
         Some(Writable::Directory(directory)) => {
             not_below(directory, at)?;
-            keep_in(directory, &manifest.to_string()).map(Some)
+            UpperLock::take(directory, &manifest.to_string()).map(Some)
         }
         Some(Writable::Memory) | None => Ok(None),
     }
-}
-
-/// Locks `directory` for changes to the image with this manifest; creates it if it is missing.
-fn keep_in(directory: &Path, manifest: &str) -> Result<UpperLock, OverlayError> {
-    std::fs::create_dir_all(directory).map_err(unusable(directory))?;
-    let lock = File::open(directory).map_err(unusable(directory))?;
-    let in_use = || OverlayError::InUse { path: directory.to_owned() };
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(in_use()),
-        Err(TryLockError::Error(cause)) => return Err(unusable(directory)(cause)),
-    }
-    let canonical = directory.canonicalize().map_err(unusable(directory))?;
-    if mounts::all().iter().any(|mount| mount.upper().is_some_and(|upper| upper.starts_with(&canonical))) {
-        return Err(in_use());
-    }
-    let image = directory.join(IMAGE);
-    match std::fs::read_to_string(&image) {
-        Ok(before) if before.trim() == manifest => {}
-        Ok(before) => {
-            let manifest = before.trim().chars().filter(|char| !char.is_control()).take(MANIFEST_SHOWN).collect();
-            return Err(OverlayError::OtherImage { path: directory.to_owned(), manifest });
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            std::fs::write(&image, format!("{manifest}\n")).map_err(unusable(&image))?;
-        }
-        Err(cause) => return Err(unusable(&image)(cause)),
-    }
-    Ok(UpperLock { _lock: lock })
 }
 
 /// The directory, which may be missing, must be outside the mount point: the mount hides what is below.
@@ -208,6 +288,9 @@ pub fn run() -> Result<(), HostError> {
 /// # Errors
 /// [`OverlayError`]; `at` is unchanged then.
 pub fn cover(at: &Path, overlay: &Overlay<'_>) -> Result<(), OverlayError> {
+    let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC);
+    // Before anything is made for it: this fails for a user who may not mount one.
+    let context = context.map_err(|errno| refused(at, String::new(), errno))?;
     let image = rustix::fs::open(at, DIRECTORY, Mode::empty()).map_err(unusable(at))?;
     // The kernel copies the cached mode of the root, and has none for a mount that was not accessed yet.
     rustix::fs::fstat(&image).map_err(unusable(at))?;
@@ -228,8 +311,8 @@ pub fn cover(at: &Path, overlay: &Overlay<'_>) -> Result<(), OverlayError> {
     if let Some(upper) = &upper {
         make_upper(upper, image.as_fd())?;
     }
-    let made =
-        make(overlay, &image, below.as_ref(), upper.as_deref()).map_err(|(said, cause)| refused(at, said, cause))?;
+    let made = make(&context, overlay, &image, below.as_ref(), upper.as_deref())
+        .map_err(|errno| refused(at, said(&context), errno))?;
     drop(memory);
     fs_context::move_onto(made, &image).map_err(|errno| refused(at, String::new(), errno))
 }
@@ -280,40 +363,36 @@ fn like_root(diff: &Path, image: BorrowedFd<'_>) -> Result<(), Errno> {
     rustix::fs::futimens(&diff, &times)
 }
 
-/// Makes an overlay that is not mounted yet; an error comes with the kernel's message.
+/// Makes an overlay that is not mounted yet.
 fn make(
+    context: &OwnedFd,
     overlay: &Overlay<'_>,
     image: &OwnedFd,
     below: Option<&OwnedFd>,
     upper: Option<&Path>,
-) -> Result<OwnedFd, (String, Errno)> {
-    let context =
-        rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| (String::new(), errno))?;
-    let configure = || -> Result<(), Errno> {
-        rustix::mount::fsconfig_set_string(&context, "source", format!("{}{}", mounts::COVER, overlay.source))?;
-        // By descriptor, since each kernel escapes colons in paths differently.
-        let lower: Vec<String> = std::iter::once(image).chain(below).map(by_descriptor).collect();
-        let lower = match (lower.len(), upper) {
-            // Without an upper directory two lower ones are required; the image then lies on an empty one.
-            (1, None) => return Err(Errno::INVAL),
-            _ => lower.join(":"),
-        };
-        rustix::mount::fsconfig_set_string(&context, "lowerdir", lower)?;
-        if let Some(upper) = upper {
-            rustix::mount::fsconfig_set_string(&context, "upperdir", escaped(&upper.join(DIFF)))?;
-            rustix::mount::fsconfig_set_string(&context, "workdir", escaped(&upper.join(WORK)))?;
-        }
-        // Only the machine's root may set the `trusted.` attributes that control an overlay.
-        if process::is_in_user_namespace() {
-            rustix::mount::fsconfig_set_flag(&context, "userxattr")?;
-        }
-        rustix::mount::fsconfig_create(&context)
+) -> Result<OwnedFd, Errno> {
+    rustix::mount::fsconfig_set_string(context, "source", format!("{}{}", mounts::COVER, overlay.source))?;
+    // By descriptor, since each kernel escapes colons in paths differently.
+    let lower: Vec<String> = std::iter::once(image).chain(below).map(by_descriptor).collect();
+    let lower = match (lower.len(), upper) {
+        // Without an upper directory two lower ones are required; the image then lies on an empty one.
+        (1, None) => return Err(Errno::INVAL),
+        _ => lower.join(":"),
     };
-    configure().map_err(|errno| (said(&context), errno))?;
+    rustix::mount::fsconfig_set_string(context, "lowerdir", lower)?;
+    if let Some(upper) = upper {
+        rustix::mount::fsconfig_set_string(context, "upperdir", escaped(&upper.join(DIFF)))?;
+        rustix::mount::fsconfig_set_string(context, "workdir", escaped(&upper.join(WORK)))?;
+    }
+    // Only the machine's root may set the `trusted.` attributes that control an overlay.
+    if process::is_in_user_namespace() {
+        rustix::mount::fsconfig_set_flag(context, "userxattr")?;
+    }
+    rustix::mount::fsconfig_create(context)?;
     let KernelOptions { suid, dev, noexec, .. } = overlay.kernel;
     let mut flags = fs_context::attributes(suid, dev, noexec);
     flags.set(MountAttrFlags::MOUNT_ATTR_RDONLY, upper.is_none());
-    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags).map_err(|errno| (said(&context), errno))
+    rustix::mount::fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, flags)
 }
 
 /// Escapes a path for overlayfs, in which a backslash never stands for itself.

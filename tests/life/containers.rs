@@ -166,7 +166,7 @@ fn a_writable_bundle_keeps_what_its_container_writes() {
     let Some(runtime) = runtimes().into_iter().next().filter(|_| !cannot_mount()) else { return };
     let sandbox = Sandbox::new();
     let reference = layout(&sandbox, &image);
-    for (option, wanted) in [("--writable", "new\nnew"), ("--ephemeral", "new")] {
+    for (option, wanted) in [("--writable", "new\nnew\nnew"), ("--ephemeral", "new")] {
         let bundle = Bundle::made(&sandbox, &reference, option.trim_matches('-'), &[option]);
         assert_eq!(printed(&bundle.run_by(runtime)), "new");
         std::fs::write(bundle.path.join("rootfs/etc/from-outside"), "1").unwrap();
@@ -174,6 +174,13 @@ fn a_writable_bundle_keeps_what_its_container_writes() {
         let upper = bundle.path.join("upper/diff/etc/new");
         assert_eq!(upper.exists(), option == "--writable", "what was written is not peelfs's to remove");
         if upper.exists() {
+            let (_, refused) = Bundle::make(&sandbox, &reference, "writable", &[]);
+            assert!(said(&refused).contains("`--writable` takes them up"), "{}", said(&refused));
+            let bundle = Bundle::made(&sandbox, &reference, "writable", &[option]);
+            let status = sandbox.peelfs(["status"]).arg(&bundle.path).output().unwrap();
+            assert!(printed(&status).contains("writable/rootfs\n"), "{}", said(&status));
+            assert_eq!(printed(&bundle.run_by(runtime)), "new\nnew", "its own changes are taken up");
+            assert!(bundle.unmount().status.success());
             std::fs::rename(bundle.path.join("upper"), sandbox.path().join("kept")).unwrap();
         }
         let again = format!("--writable={}", sandbox.path().join("kept").display());
@@ -192,6 +199,7 @@ fn a_bundle_needs_an_empty_directory_a_user_and_a_command() {
     let (none, output) = Bundle::make(&sandbox, &reference, "none", &[]);
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
     assert!(said(&output).contains("the image has no command"), "{}", said(&output));
+    assert!(said(&output).contains("hint: name a program with `--entrypoint`"), "{}", said(&output));
     assert!(!none.path.exists(), "what was made is taken away again");
     assert!(mounts::at(&none.path.join("rootfs")).is_none());
 
@@ -340,6 +348,91 @@ fn a_writable_mount_keeps_what_is_written() {
     let refused = other.try_mount(&format!("oci:{}:1", path.display()), &[&upper]);
     assert!(said(&refused).contains("belong to another image"), "{}", said(&refused));
     assert!(!other.is_mounted());
+}
+
+/// The directory of changes of a command that is refused, and that of the container or mount it was for.
+#[test]
+fn a_refused_command_leaves_no_directory_of_changes() {
+    let Some(image) = image(json!({})).filter(|_| !cannot_mount()) else { return };
+    let Some(runtime) = runtimes().into_iter().next() else { return };
+    let sandbox = Sandbox::new();
+    let good = layout(&sandbox, &image);
+    let path = sandbox.path().join("damaged");
+    let content = LayerBuilder::new().file("f", support::random::Random::new(1).bytes(50_000));
+    ImageBuilder::new().layer(content).build().write_layout(&path, "1").unwrap();
+    let blobs = std::fs::read_dir(path.join("blobs/sha256")).unwrap().map(|entry| entry.unwrap().path());
+    let layer = blobs.max_by_key(|blob| std::fs::metadata(blob).unwrap().len()).unwrap();
+    let mut bytes = std::fs::read(&layer).unwrap();
+    bytes[20_000..].fill(0);
+    std::fs::write(&layer, bytes).unwrap();
+    let layer = format!("layer sha256:{}", layer.file_name().unwrap().display());
+    let bad = format!("oci:{}:1", path.display());
+    let at = sandbox.mount_point("m");
+    let upper = at.path.with_extension("upper");
+    let elsewhere = sandbox.path().join("new/one");
+    let keep = format!("--keep={}", elsewhere.display());
+    let writable = format!("--writable={}", elsewhere.display());
+    let bundle = sandbox.path().join("bundle");
+    let refused = [
+        at.try_mount(&bad, &["--writable"]),
+        at.try_mount(&bad, &["--ephemeral"]),
+        at.try_mount(&bad, &[&writable]),
+        run(&sandbox, runtime, &[&keep, &bad, "true"]).output().unwrap(),
+        sandbox.peelfs(["bundle", "--entrypoint=true", "--writable", &bad]).arg(&bundle).output().unwrap(),
+        sandbox.peelfs(["bundle", "--entrypoint=true", &writable, &bad]).arg(&bundle).output().unwrap(),
+    ];
+    for output in &refused {
+        assert!(!output.status.success() && said(output).contains(&layer), "{}", said(output));
+    }
+    for left in [&upper, elsewhere.parent().unwrap(), &bundle] {
+        assert!(!left.exists(), "{} was left", left.display());
+    }
+    assert!(!at.is_mounted());
+
+    // What was there stays, and does not come to belong to another image.
+    std::fs::create_dir_all(upper.join("diff")).unwrap();
+    std::fs::write(upper.join("diff/mine"), "1").unwrap();
+    assert!(!at.try_mount(&bad, &["--writable"]).status.success());
+    let names: Vec<_> = std::fs::read_dir(&upper).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["diff"]);
+    let mounted = at.try_mount(&good, &["--writable"]);
+    assert!(mounted.status.success(), "{}", said(&mounted));
+    assert_eq!(std::fs::read(at.join("mine")).unwrap(), b"1");
+    at.unmount();
+
+    // The kernel refuses changes on an overlay; a full disk has no room for them.
+    let below = sandbox.path().join("overlay");
+    for name in ["lower", "upper", "work", "on"] {
+        std::fs::create_dir_all(below.join(name)).unwrap();
+    }
+    let shown = below.display();
+    let options = format!("lowerdir={shown}/lower,upperdir={shown}/upper,workdir={shown}/work");
+    let overlay = Mounted::new("overlay", below.join("on"), &options);
+    let small = Mounted::new("tmpfs", sandbox.path().join("small"), "size=4k,nr_inodes=2");
+    for place in [&overlay, &small].into_iter().filter_map(Option::as_ref) {
+        let output = at.try_mount(&good, &[&format!("--writable={}/up", place.0.display())]);
+        assert!(!output.status.success(), "{}", said(&output));
+        assert_eq!(std::fs::read_dir(&place.0).unwrap().count(), 0, "{} was left", place.0.display());
+        assert!(!at.is_mounted());
+    }
+}
+
+/// A file system that the test mounts.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(kind: &str, at: PathBuf, options: &str) -> Option<Self> {
+        std::fs::create_dir_all(&at).unwrap();
+        let options = std::ffi::CString::new(options).unwrap();
+        let made = rustix::mount::mount(kind, &at, kind, rustix::mount::MountFlags::empty(), Some(options.as_c_str()));
+        made.map_err(|error| eprintln!("skipped: cannot mount {kind}: {error}")).ok().map(|()| Self(at))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH).ok();
+    }
 }
 
 #[test]
@@ -707,6 +800,9 @@ fn what_cannot_run_is_said_and_leaves_nothing() {
         (&["-t", &reference, "true"], "stdin is not a terminal"),
         (&["-v", "nothing:/x", &reference, "true"], "`nothing` is a named volume"),
         (&["-v", "./nothing:/x", &reference, "true"], "cannot use `./nothing` as a volume"),
+        (&["-u", "0", "-w", "etc", &reference, "true"], "`etc` is not an absolute path in the container"),
+        (&["--tmpfs", "/proc", &reference, "true"], "cannot mount on `/proc`: /proc is the kernel's"),
+        (&["-v", "/etc:/proc/1", &reference, "true"], "cannot mount on `/proc/1`: /proc is the kernel's"),
         (&["-v", "/etc:/", &reference, "true"], "cannot mount on `/`: it is the container's root file system"),
         (&["--hostname", "a b", &reference, "true"], "`a b` is not a host name"),
         (&["--hostname", &"n".repeat(65), &reference, "true"], "names have up to 64 letters"),
@@ -721,6 +817,15 @@ fn what_cannot_run_is_said_and_leaves_nothing() {
     let output = sandbox.run(["run", "--runtime", "runc-2", &reference, "true"]);
     assert_eq!(output.status.code(), Some(125));
     assert!(said(&output).contains("no such container runtime: `runc-2`"), "{}", said(&output));
+    for (silent, status) in [("true", 0), ("false", 1)] {
+        let keep = sandbox.path().join("keep");
+        let keeping = ["--runtime", silent, "--user=0", "--keep", keep.to_str().unwrap()];
+        let output = sandbox.peelfs(["run"]).args(keeping).args([&reference, "true"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(125), "{}", said(&output));
+        let wanted = format!("{silent} has not started the container, and ended with status {status}");
+        assert!(said(&output).contains(&wanted), "{}", said(&output));
+        assert!(!keep.exists(), "what a refused command has made is taken away again");
+    }
     let mut without = sandbox.peelfs(["run", &reference, "true"]);
     let output = without.env("PATH", sandbox.path()).output().unwrap();
     if !["runc", "crun"].iter().any(|name| Path::new("/usr/sbin").join(name).exists()) {
