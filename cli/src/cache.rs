@@ -283,6 +283,7 @@ fn drop_layers(
             }
         }
     }
+    freed += store.drop_orphaned_kernel_images()?;
     let mut line = format!("freed {}", text::size(freed));
     match what {
         Dropped::Content if freed > 0 => {

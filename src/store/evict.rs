@@ -283,7 +283,7 @@ impl Store {
                 freed += bytes;
             }
         }
-        Ok(freed)
+        Ok(freed + self.drop_orphaned_kernel_images()?)
     }
 
     /// Removes the files that ended processes were writing. Returns the bytes freed.

@@ -8,11 +8,11 @@
 
 use std::fs::{File, Permissions};
 use std::io::{self, Read as _, Seek as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::seal::{Stamp, seal_of};
-use super::{Checked, Content, EROFS, LayerName, NewFile, Store, StoreError};
+use super::{CONTENT, Checked, Content, DIFF, EROFS, LayerName, NewFile, Store, StoreError};
 use crate::digest::{Algorithm, Digest, Hasher};
 
 /// Sealed, complete content of a layer.
@@ -129,6 +129,35 @@ impl Store {
         Ok(freed)
     }
 
+    /// Removes the images that name a layer of which nothing is cached, and returns the bytes freed. Mounts keep theirs.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if a directory cannot be read.
+    pub fn drop_orphaned_kernel_images(&self) -> Result<u64, StoreError> {
+        let images = self.kernel_images()?;
+        if images.is_empty() {
+            return Ok(0);
+        }
+        let mut cached = std::collections::HashSet::new();
+        self.files.each(&self.root.join(CONTENT), &mut |path, _| {
+            // `HEX.DIFF.data`
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            cached.extend(name.strip_suffix(".data").and_then(|name| name.split('.').nth(1)).map(str::to_owned));
+        })?;
+        let mut freed = 0;
+        for path in images {
+            let named = self.files.open_read(&path).ok().and_then(|file| layers_of(&file).ok());
+            let is_cached = |layer: &String| layer.get(..DIFF).is_some_and(|diff| cached.contains(diff));
+            if named.is_some_and(|named| !named.iter().all(is_cached)) {
+                for file in [&path, &seal_of(&path)] {
+                    freed += self.files.look(file).map_or(0, |found| found.disk_bytes());
+                }
+                self.drop_kernel_image(&path);
+            }
+        }
+        Ok(freed)
+    }
+
     fn kernel_images(&self) -> Result<Vec<PathBuf>, StoreError> {
         let mut all = Vec::new();
         self.files.each(&self.root.join(EROFS), &mut |path, _| {
@@ -144,6 +173,27 @@ impl Store {
         self.files.remove(path);
     }
 }
+
+/// The layers that an image names in its table of devices, as digests in hex (`docs/formats.md`).
+fn layers_of(image: &File) -> io::Result<Vec<String>> {
+    let number = |at: u64| {
+        let mut bytes = [0; 2];
+        image.read_exact_at(&mut bytes, at).map(|()| u64::from(u16::from_le_bytes(bytes)))
+    };
+    let (count, first) = (number(EXTRA_DEVICES_AT)?, number(DEVICES_AT)?);
+    let tag = |slot: u64| {
+        let mut tag = [0; 64];
+        image.read_exact_at(&mut tag, slot * DEVICE_SLOT)?;
+        Ok(String::from_utf8_lossy(&tag).trim_end_matches('\0').to_owned())
+    };
+    (first..first + count).map(tag).collect()
+}
+
+/// Of the superblock, which is at byte 1024 (kernel, `fs/erofs/erofs_fs.h`): how many devices there are, and where the table of
+/// them is, in slots.
+const EXTRA_DEVICES_AT: u64 = 1024 + 86;
+const DEVICES_AT: u64 = 1024 + 88;
+const DEVICE_SLOT: u64 = 128;
 
 /// Whether a file has the digest in its seal.
 fn is_intact(file: &mut File, digest: &Digest) -> bool {

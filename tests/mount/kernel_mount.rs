@@ -213,6 +213,32 @@ fn a_kernel_mount_outlives_its_cache() {
     at.unmount();
 }
 
+/// An image for the kernel is of no use without the content that it names, and goes with it.
+#[test]
+fn an_image_for_the_kernel_is_dropped_with_its_layers() {
+    if cannot_mount() {
+        return;
+    }
+    let (image, registry) = image();
+    let sandbox = Sandbox::new();
+    let images = || sandbox.bucket("erofs-v1").len();
+    let reference = reference(&registry);
+    for drop in [&["drop", &reference[..]][..], &["drop", "--content", &reference]] {
+        mount(&sandbox, &registry, "m", ALWAYS).unmount();
+        assert!(images() > 0, "there was one");
+        let kept = sandbox.run(["cache", "prune"]);
+        assert!(kept.status.success() && images() > 0, "what is of use stays: {}", said(&kept));
+        let output = sandbox.peelfs(["cache"]).args(drop).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        assert_eq!(images(), 0, "{drop:?}: {}", said(&output));
+    }
+    mount(&sandbox, &registry, "m", ALWAYS).unmount();
+    content_files(&sandbox, &image).iter().for_each(|file| std::fs::remove_file(file).unwrap());
+    let pruned = sandbox.run(["cache", "prune"]);
+    assert_eq!(images(), 0, "{}", said(&pruned));
+    assert!(!said(&pruned).contains("freed 0 B"), "{}", said(&pruned));
+}
+
 /// A process that has mapped a file, and looks at all of it whenever it is asked to.
 struct Mapping(std::process::Child);
 
