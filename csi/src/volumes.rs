@@ -80,6 +80,12 @@ pub(crate) enum VolumeError {
         /// The target path.
         at: PathBuf,
     },
+    /// The target path is a file.
+    #[error("cannot publish at `{}`: it is not a directory", at.display())]
+    NotADirectory {
+        /// The target path.
+        at: PathBuf,
+    },
     /// No such volume is published there.
     #[error("volume `{}` is not published at `{}`", id.escape_debug(), at.display())]
     NotPublished {
@@ -116,7 +122,8 @@ pub(crate) enum VolumeError {
 /// Message and hint: Kubernetes shows one line.
 fn told(report: &Report) -> String {
     match &report.hint {
-        Some(hint) => format!("{}; {hint}", report.message),
+        // An option of the command line is an attribute here.
+        Some(hint) => format!("{}; {}", report.message, hint.replace("`--platform", "the attribute `platform")),
         None => report.message.clone(),
     }
 }
@@ -180,6 +187,9 @@ impl Volumes {
         login: Option<&[u8]>,
     ) -> Result<(), VolumeError> {
         let _turn = self.turn(target)?;
+        if fs::symlink_metadata(target).is_ok_and(|found| found.is_file()) {
+            return Err(VolumeError::NotADirectory { at: target.to_owned() });
+        }
         let own = self.own(target);
         let record = Record { volume: volume.to_owned(), target: target.to_owned(), attributes };
         let before = own.record();
@@ -263,7 +273,11 @@ impl Volumes {
         unmount_all(target)?;
         unmount_all(&own.image())?;
         // Never its content: if it is not empty, it does not belong to the plugin.
-        removed(fs::remove_dir(target)).map_err(failed("remove", target))?;
+        match removed(fs::remove_dir(target)) {
+            // Nothing was ever published at a file.
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {}
+            result => result.map_err(failed("remove", target))?,
+        }
         removed(fs::remove_dir_all(&own.directory)).map_err(failed("remove", &own.directory))
     }
 
@@ -386,7 +400,7 @@ impl VolumeError {
     /// What kind of failure it is, for gRPC.
     pub(crate) fn code(&self) -> tonic::Code {
         match self {
-            Self::NotPossible(_) => tonic::Code::InvalidArgument,
+            Self::NotPossible(_) | Self::NotADirectory { .. } => tonic::Code::InvalidArgument,
             Self::Other { .. } => tonic::Code::AlreadyExists,
             Self::Pending { .. } => tonic::Code::Aborted,
             Self::NotPublished { .. } => tonic::Code::NotFound,

@@ -178,6 +178,15 @@ fn the_plugin_answers_as_csi_sanity_asks() {
     ] {
         assert_eq!(plugin.publish(broken).unwrap_err().code(), Code::InvalidArgument);
     }
+    // What is no directory is none of the plugin's, and stays.
+    let file = plugin.target("file");
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(&file, "mine").unwrap();
+    let refused = plugin.publish(request("v", &file, &[("image", "127.0.0.1:1/app:1")])).unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(refused.message().contains("it is not a directory"), "{refused}");
+    plugin.unpublish("v", &file).unwrap();
+    assert_eq!(std::fs::read(&file).unwrap(), b"mine");
     assert_eq!(plugin.unpublish("", &target).unwrap_err().code(), Code::InvalidArgument);
     assert_eq!(plugin.unpublish("id", Path::new("")).unwrap_err().code(), Code::InvalidArgument);
     plugin.unpublish("never published", &target).unwrap();
