@@ -310,7 +310,8 @@ fn images_come_and_go_while_engines_look() {
     store.peelfs(&["add", &two, "--name=localhost/b:1"]);
     assert_eq!(store.names(), ["localhost/a:1", "localhost/b:1"]);
     assert_ne!(store.done(&["images", "--quiet", "a:1"]), store.done(&["images", "--quiet", "b:1"]));
-    store.peelfs(&["remove", "localhost/b:1"]);
+    let removed = store.peelfs(&["remove", "localhost/b:1"]);
+    assert!(said(&removed).contains("`layer not known`, add it again"), "{}", said(&removed));
     assert_eq!(store.names(), ["localhost/a:1"]);
     assert_eq!(store.run(&["a:1"]), "kept");
 

@@ -94,6 +94,34 @@ fn users_run_containers_in_a_user_namespace() {
     }
 }
 
+/// A user who may mount no overlay is told so, and nothing is left of the attempt.
+#[test]
+fn a_user_is_told_that_only_root_mounts_overlays() {
+    let Some(image) = image(json!({})).filter(|_| !cannot_be_another_user()) else { return };
+    if is_missing("fusermount3") {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let user = User::new(&sandbox, &image, GRANTED);
+    let home = sandbox.path().join("home");
+    for how in ["--writable", "--ephemeral"] {
+        let output = user.run(&[
+            "sh",
+            "-ec",
+            "mkdir -p home/m; exec \"$@\" home/m",
+            "sh",
+            &user.program(),
+            "mount",
+            how,
+            &user.reference,
+        ]);
+        assert_eq!(output.status.code(), Some(1), "{how}: {}", said(&output));
+        assert!(said(&output).contains("only root can mount an overlay\nhint: "), "{how}: {}", said(&output));
+        assert!(!home.join("m.upper").exists(), "{how}");
+        assert!(std::fs::read_dir(home.join("m")).unwrap().next().is_none(), "{how}: it is unmounted");
+    }
+}
+
 /// podman of a user, with the store of that user: owners are the container's, also where the user is not its root. With
 /// fuse-overlayfs nothing is copied for that.
 #[test]
