@@ -81,9 +81,14 @@ impl Budget {
         Waiting(self)
     }
 
+    /// How many reads wait.
+    pub(super) fn waiting_reads(&self) -> u32 {
+        *self.waiting.borrow()
+    }
+
     /// Whether any read waits.
     pub(super) fn has_waiting_reads(&self) -> bool {
-        *self.waiting.borrow() > 0
+        self.waiting_reads() > 0
     }
 
     /// Watches from now on whether reads wait.
@@ -101,6 +106,16 @@ impl Budget {
     /// Budget for `bytes` of the rest of a large file, if available now.
     pub(super) fn rest(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.rest).try_acquire_many_owned(in_kib(bytes, REST_KIB)).ok()
+    }
+
+    /// Bytes for which [`Budget::ahead`] has room now.
+    pub(super) fn ahead_left(&self) -> u64 {
+        (self.ahead.available_permits() as u64) << 10
+    }
+
+    /// Bytes for which [`Budget::rest`] has room now.
+    pub(super) fn rest_left(&self) -> u64 {
+        (self.rest.available_permits() as u64) << 10
     }
 
     /// Waits for budget for `bytes` of background fetches.

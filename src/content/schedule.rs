@@ -34,15 +34,23 @@ pub(super) struct Scheduler {
     siblings: Mutex<Siblings>,
     /// The span near which nothing was missing at the last look; small files share a span.
     all_near: AtomicU32,
-    streams: Arc<Streams>,
+    streams: Streams,
 }
 
 /// Sequential readers of large files.
 struct Streams {
     /// One queue per stream: its lock is held while a request of the stream runs.
     queues: Mutex<HashMap<StreamId, Weak<Queue>>>,
-    /// KiB that all streams may have on the link.
-    on_link: Arc<Semaphore>,
+    /// What all of them may have on the link, and what the rest of files that are read here and there may.
+    ahead: OnLink,
+    rest: OnLink,
+}
+
+/// A share of the link.
+#[derive(Clone)]
+struct OnLink {
+    room: Arc<Semaphore>,
+    kib: usize,
 }
 
 type Queue = tokio::sync::Mutex<()>;
@@ -50,14 +58,17 @@ type Queue = tokio::sync::Mutex<()>;
 impl Scheduler {
     pub(super) fn new(fetcher: Arc<Fetcher>) -> Self {
         let spans = fetcher.layer.index.span_count();
-        let on_link = Arc::new(Semaphore::new(ON_LINK_KIB));
         Self {
             fetcher,
             demand: Demand::new(spans),
             readahead: Mutex::default(),
             siblings: Mutex::default(),
             all_near: AtomicU32::new(u32::MAX),
-            streams: Arc::new(Streams { queues: Mutex::default(), on_link }),
+            streams: Streams {
+                queues: Mutex::default(),
+                ahead: OnLink::new(ON_LINK_KIB),
+                rest: OnLink::new(REST_ON_LINK_KIB),
+            },
         }
     }
 
@@ -106,7 +117,9 @@ impl Scheduler {
         let mut first = self.record(piece.spans);
         first.retain(|span| !self.demand.is_in_profile(*span));
         let speculation = if self.fetcher.layer.is_crowded() { Speculation::Off } else { self.speculation() };
-        self.predict(Event::Read { piece, found, first: &first, speculation })
+        // Nothing is asked about it otherwise.
+        let waiting = if first.is_empty() { 0 } else { self.fetcher.scope.budget().waiting_reads() };
+        self.predict(Event::Read { piece, found, first: &first, speculation, waiting })
     }
 
     /// Reports that a reader starts to wait for `run` of a piece; returns what to fetch along with it.
@@ -201,19 +214,34 @@ impl Scheduler {
     fn run_stream(&self, mut suggestion: Suggestion, id: StreamId, cause: Cause) {
         let mut along = self.room_for(&suggestion);
         if along.is_none() {
-            // Requests of other readers may leave room for one request.
-            let request = self.fetcher.layer.index.within(suggestion.spans.start, suggestion.spans.count(), REQUEST);
-            let request = request.ok().filter(|request| !request.is_empty());
-            along = request.and_then(|spans| self.room_for(&Suggestion { spans, ..suggestion }));
+            // As much as earlier ones and other readers leave room for, if that is worth a request.
+            let (spans, index) = (suggestion.spans, &self.fetcher.layer.index);
+            let part = index.within(spans.start, spans.count(), self.room_left(suggestion.urgency));
+            let is_enough = |part: &SpanRange| index.blob_bytes(*part).is_ok_and(|bytes| bytes >= REQUEST / 2);
+            let part = part.ok().filter(is_enough);
+            along = part.and_then(|spans| self.room_for(&Suggestion { spans, ..suggestion }));
             suggestion.spans.start = along.as_ref().map_or(suggestion.spans.start, |along| along.spans.end);
             lock(&self.readahead).declined(&suggestion);
         }
         let Some(along) = along else { return };
-        let (fetcher, streams, queue) = (Arc::clone(&self.fetcher), Arc::clone(&self.streams), self.streams.queue(id));
+        let (fetcher, queue) = (Arc::clone(&self.fetcher), self.streams.queue(id));
+        let on_link = match suggestion.urgency {
+            Urgency::Rest(_) => self.streams.rest.clone(),
+            _ => self.streams.ahead.clone(),
+        };
         self.fetcher.scope.spawn(async move {
             let _turn = queue.lock().await;
-            fetcher.in_order(along, cause, |bytes| streams.on_link(bytes)).await;
+            fetcher.in_order(along, cause, |bytes| on_link.room_for(bytes)).await;
         });
+    }
+
+    /// Bytes for which [`Scheduler::room_for`] has room now.
+    fn room_left(&self, urgency: Urgency) -> u64 {
+        let budget = self.fetcher.scope.budget();
+        match urgency {
+            Urgency::Rest(_) => budget.rest_left(),
+            _ => budget.ahead_left(),
+        }
     }
 
     /// Budget for what is fetched before it is read, if available now.
@@ -265,10 +293,16 @@ impl Streams {
         queues.insert(id, Arc::downgrade(&queue));
         queue
     }
+}
 
-    /// Waits for link budget for `bytes` of a stream.
-    async fn on_link(&self, bytes: u64) -> OwnedSemaphorePermit {
-        let room = Arc::clone(&self.on_link).acquire_many_owned(in_kib(bytes, ON_LINK_KIB));
+impl OnLink {
+    fn new(kib: usize) -> Self {
+        Self { room: Arc::new(Semaphore::new(kib)), kib }
+    }
+
+    /// Waits for room for `bytes`.
+    async fn room_for(&self, bytes: u64) -> OwnedSemaphorePermit {
+        let room = Arc::clone(&self.room).acquire_many_owned(in_kib(bytes, self.kib));
         room.await.expect("it is never closed")
     }
 }
@@ -311,6 +345,9 @@ fn dropped(error: &IndexError) -> Vec<Suggestion> {
 /// and 80 ms), so that the link does not idle while the reader waits for the first request; and not far above, so that
 /// the first request does not share the link with many others.
 const ON_LINK_KIB: usize = 2 << 10;
+/// The same for the rest of files: two requests, so that a reader of something else waits no longer than for a round trip or
+/// two more.
+const REST_ON_LINK_KIB: usize = 1536;
 /// Largest speculative request, in bytes of the blob: small, so that demand is not delayed.
 const PIECE: u64 = 512 << 10;
 /// First and longest pause between two checks whether spans are still in flight elsewhere. Waiting like a reader would

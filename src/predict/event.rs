@@ -20,6 +20,8 @@ pub enum Event<'a> {
         first: &'a [SpanId],
         /// Whether the rest of its file may be fetched speculatively.
         speculation: Speculation,
+        /// How many reads of the mount wait, with this one.
+        waiting: u32,
     },
     /// A reader starts to wait for `run`, which is neither in flight nor covered by a profile.
     Missed {
@@ -45,7 +47,9 @@ impl Event<'_> {
     /// Whether it can change a prediction. Most cached reads cannot, and need not be reported.
     pub fn is_news(&self) -> bool {
         match self {
-            Self::Read { piece, first, .. } => !first.is_empty() || piece.may_be_streamed(),
+            Self::Read { piece, first, .. } => {
+                !first.is_empty() || piece.may_be_streamed() || piece.file_size() >= LARGE_FILE
+            }
             Self::Missed { .. } | Self::Answered { .. } => true,
         }
     }
@@ -97,6 +101,16 @@ impl Piece {
         self.bytes.end - self.bytes.start
     }
 
+    /// The size of its file.
+    pub(super) fn file_size(&self) -> u64 {
+        self.place.before.saturating_add(self.length()).saturating_add(self.place.behind)
+    }
+
+    /// Whether it is a small one behind the head of its file.
+    pub(super) fn is_small_inside(&self) -> bool {
+        self.length() <= SMALL && self.place.before > 0
+    }
+
     /// The end of its file, which identifies the file.
     pub(super) fn file_end(&self) -> DecodedOffset {
         DecodedOffset(self.bytes.end.0.saturating_add(self.place.behind))
@@ -144,6 +158,15 @@ pub enum Priority {
 /// Identifies a stream of a layer; never reused.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct StreamId(pub(super) u64);
+
+/// A smaller file is read soon, or is a program; in bytes.
+pub(super) const LARGE_FILE: u64 = 4 << 20;
+
+/// Size of a large piece in bytes: the kernel's maximum without readahead of its own.
+pub(super) const LARGE: u64 = 512 << 10;
+
+/// A piece of at most this many bytes is a small one: a page or some, as of a database.
+pub(super) const SMALL: u64 = 16 << 10;
 
 /// A piece of at least this many bytes may belong to a file that is read sequentially.
 pub(super) const STREAMED: u64 = 128 << 10;

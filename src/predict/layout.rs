@@ -20,6 +20,13 @@ pub trait Layout {
     /// layer that decodes in smaller pieces is read the same.
     fn region(&self) -> u32;
 
+    /// How many spans from this one on hold about [`REGION`] decoded bytes; at least 1. Compressed and other files of a layer
+    /// differ in that.
+    ///
+    /// # Errors
+    /// The index is damaged.
+    fn region_at(&self, span: SpanId) -> Result<u32, IndexError>;
+
     /// Whether a span can be decoded without the previous one.
     ///
     /// # Errors
@@ -60,6 +67,13 @@ impl Layout for LayerIndex {
     fn region(&self) -> u32 {
         let in_regions = self.layer().decoded_size.div_ceil(REGION).max(1);
         u32::try_from(u64::from(self.span_count()) / in_regions).unwrap_or(u32::MAX).max(1)
+    }
+
+    fn region_at(&self, span: SpanId) -> Result<u32, IndexError> {
+        let size = self.layer().decoded_size;
+        let Ok(first) = self.span(span) else { return Ok(1) };
+        let behind = DecodedOffset((first.decoded.start.0 + REGION).min(size.saturating_sub(1)));
+        Ok((self.span_at(behind)?.0.saturating_sub(span.0)).max(1))
     }
 
     fn starts_anew(&self, span: SpanId) -> Result<bool, IndexError> {
@@ -103,6 +117,10 @@ pub(crate) mod testing {
 
         fn region(&self) -> u32 {
             self.region
+        }
+
+        fn region_at(&self, _: SpanId) -> Result<u32, IndexError> {
+            Ok(self.region)
         }
 
         fn starts_anew(&self, _: SpanId) -> Result<bool, IndexError> {

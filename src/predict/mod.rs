@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | [`profile`] | earlier runs of the image | what they read in the first minute, in that order |
 //! | [`readahead`], windows and streams | a sequential reader | what follows in the tar, or in the file |
-//! | `coverage` | a reader that jumps about in a large file | the rest of the file, once an eighth was read |
+//! | `coverage` | a reader that jumps about in a large file | the rest of the file, once enough was read |
 //! | [`programs`], [`elf`] | the head of a program that is loaded | the libraries that it names, and theirs |
 //! | [`siblings`] | a second file with the same suffix in a directory | more files with that suffix |
 //! | [`readahead`], neighbours | a random read | up to five following spans, then the two before |
@@ -27,6 +27,8 @@ pub mod programs;
 pub mod readahead;
 pub mod replay;
 pub mod siblings;
+#[cfg(test)]
+mod trial;
 
 pub use event::{Event, Found, Piece, PlaceInFile, Priority, Speculation, StreamId, Suggestion, Urgency};
 pub use layout::{Layout, REQUEST};

@@ -4,22 +4,26 @@
 //! directory.
 //!
 //! - *Window.* A reader that continues where a known reader stopped gets a window that grows up to 64 spans or 4 MiB of
-//!   the blob. Up to 16 readers per layer are remembered; a reader may skip two spans.
+//!   the blob. Up to 16 readers per layer are remembered; a reader may skip two spans. Small reads at random places of a
+//!   large file have none ([`Coverage`]).
 //! - *Stream.* A reader is a stream if its pieces grow like the kernel's readahead, or if its first read of a file is
 //!   as large as those of `cat` and `cp`, or if it has waited for four of the kernel's largest reads in a row. The next
-//!   6 MiB of the blob are then suggested, in order.
+//!   6 MiB of the blob are then suggested, in order, or four times what it has read, if that is less.
 //! - *Neighbours.* A random read also fetches up to five following spans (at most 512 KiB), about what the link carries
 //!   in the saved round trip; the two preceding spans are fetched after the reader was answered. In a large file, that
 //!   ends while nothing reads them ([`Coverage`]). Spans covered by a profile are left to the profile.
 //!
-//! Numbers of spans are those of ordinary spans; of smaller ones, more are meant ([`Layout::region`]).
+//! Numbers of spans are those of ordinary spans; of smaller ones, more are meant ([`Layout::region_at`]).
 //!
 //! This module only does bookkeeping with span numbers.
 
 use super::coverage::Coverage;
-use super::event::{Event, Found, Piece, Priority, STREAMED, Speculation, StreamId, Suggestion, Urgency};
+use super::event::{
+    Event, Found, LARGE, LARGE_FILE, Piece, Priority, STREAMED, Speculation, StreamId, Suggestion, Urgency,
+};
 use super::layout::{Layout, REQUEST};
 use crate::layer::IndexError;
+use crate::offsets::DecodedOffset;
 use crate::span::{SpanId, SpanRange};
 
 /// The last known positions of readers in a layer.
@@ -53,6 +57,8 @@ struct Stream {
     piece: Piece,
     /// The first span that was not fetched for it.
     next: SpanId,
+    /// Where its first piece began.
+    from: DecodedOffset,
     /// Number of large pieces it has waited for in a row; at least [`SURE`] once there is other evidence.
     pieces: u32,
 }
@@ -79,16 +85,21 @@ impl ReadAhead {
     /// The index is damaged.
     pub fn on(&mut self, event: Event<'_>, layout: &impl Layout) -> Result<Vec<Suggestion>, IndexError> {
         match event {
-            Event::Read { piece, found, first, speculation } => {
+            Event::Read { piece, found, first, speculation, waiting } => {
                 let mut suggestions = Vec::new();
-                for span in first {
-                    suggestions.extend(self.follow(*span, layout)?);
+                let rest = self.coverage.read(piece, (first, waiting), &mut self.begun, layout)?;
+                if !first.is_empty() && !self.coverage.is_at_random(piece, layout)? {
+                    for span in first {
+                        suggestions.extend(self.follow(*span, layout)?);
+                    }
                 }
                 if piece.may_be_streamed() {
                     suggestions.extend(self.stream(piece, found, layout)?);
                 }
-                if speculation == Speculation::Allowed && !first.is_empty() {
-                    suggestions.extend(self.coverage.read(piece, first, &mut self.begun, layout)?);
+                match rest {
+                    Some(rest) if speculation == Speculation::Allowed => suggestions.push(rest),
+                    Some(rest) => self.declined(&rest),
+                    None => {}
                 }
                 Ok(suggestions)
             }
@@ -136,7 +147,7 @@ impl ReadAhead {
     /// The next window, once the reader of `span` has reached the end of the last one, or, after a long sequential run,
     /// its second half.
     fn follow(&mut self, span: SpanId, layout: &impl Layout) -> Result<Option<Suggestion>, IndexError> {
-        let region = layout.region();
+        let region = layout.region_at(span)?;
         let close = |reader: &Window| {
             let early = if reader.size < LONG * region { reader.size.min(region) } else { reader.size / 2 };
             reader.next > span && reader.next.0 - span.0 <= early
@@ -155,12 +166,13 @@ impl ReadAhead {
         speculation: Speculation,
         layout: &impl Layout,
     ) -> Result<Option<Suggestion>, IndexError> {
-        let region = layout.region();
+        let region = layout.region_at(run.start)?;
         let neighbours = if speculation == Speculation::Allowed { NEAR_AFTER * region } else { 0 };
+        let is_at_random = self.coverage.is_at_random(piece, layout)?;
         let near = |reader: &Window| (run.start.back(SKIPPED * region)..=run.start).contains(&reader.next);
-        let reader = self.windows.take(near);
+        let reader = self.windows.take(near).filter(|_| !is_at_random);
         let continues = reader.is_some_and(|reader| reader.next == run.start);
-        let least = if continues { region } else { 1 };
+        let least = if continues { (2 * run.count()).min(region) } else { 1 };
         let window = reader.map_or(neighbours, |reader| reader.size.max(neighbours).max(least));
         let is_guess = window <= NEAR_AFTER * region;
         let bytes = match is_guess {
@@ -171,7 +183,11 @@ impl ReadAhead {
         let mut spans = layout.within(run.end, window, bytes)?;
         if continues {
             // If slowly, where guesses bring nothing.
-            spans.end = spans.end.max(layout.within(run.end, region, NEAR_BYTES)?.end);
+            spans.end = spans.end.max(layout.within(run.end, least, NEAR_BYTES)?.end);
+        }
+        if is_guess && piece.file_size() >= LARGE_FILE {
+            // Who reads the tail of a large file does not go on with the next one.
+            spans.end = spans.end.min(layout.end_of(piece.file_end())?).max(spans.start);
         }
         if layout.blob_bytes(spans)? == 0 {
             spans.end = spans.start;
@@ -186,16 +202,18 @@ impl ReadAhead {
     /// What follows in the file of `piece`, if the piece is one of many large ones in a row, or of growing ones, or the
     /// first one of a copy. A row begins with a missing piece.
     fn stream(&mut self, piece: &Piece, found: Found, layout: &impl Layout) -> Result<Option<Suggestion>, IndexError> {
-        let stream = match (self.stream_of(piece, layout), found) {
+        let stream = match (self.stream_of(piece, layout)?, found) {
             (Some(stream), _) => stream.continued(piece, found),
             (None, Found::Missing) => {
                 self.begun += 1;
                 let pieces = if piece.begins_copy() { SURE } else { u32::from(piece.length() >= LARGE) };
-                Stream { id: StreamId(self.begun), next: piece.spans.end, piece: piece.clone(), pieces }
+                let (id, next, from) = (StreamId(self.begun), piece.spans.end, piece.bytes.start);
+                Stream { id, next, piece: piece.clone(), from, pieces }
             }
             (None, Found::Cached) => return Ok(None),
         };
         let (id, next, is_sure) = (stream.id, stream.next, stream.pieces >= SURE);
+        let most = (MORE_THAN_READ * (stream.piece.bytes.end - stream.from)).min(STREAM_BYTES);
         if is_sure {
             // The stream ends with its file; a window would continue beyond it.
             let start = stream.piece.spans.start;
@@ -207,7 +225,7 @@ impl ReadAhead {
         }
         let last = layout.end_of(piece.file_end())?;
         let in_flight = layout.blob_bytes(SpanRange::new(piece.spans.end, next))?;
-        let more = STREAM_BYTES.saturating_sub(in_flight);
+        let more = most.saturating_sub(in_flight);
         // Too little for a request.
         if next >= last || more < REQUEST {
             return Ok(None);
@@ -221,11 +239,12 @@ impl ReadAhead {
 
     /// Removes and returns the stream of `piece`. Two pieces may share a span, small pieces are not reported, and the
     /// kernel sends two reads at once.
-    fn stream_of(&mut self, piece: &Piece, layout: &impl Layout) -> Option<Stream> {
-        let (start, unseen) = (piece.spans.start, UNSEEN * layout.region());
+    fn stream_of(&mut self, piece: &Piece, layout: &impl Layout) -> Result<Option<Stream>, IndexError> {
+        let start = piece.spans.start;
+        let unseen = UNSEEN * layout.region_at(start)?;
         let near = start.back(unseen)..=start.forward(unseen);
-        self.streams
-            .take(|stream| stream.piece.file_end() == piece.file_end() && near.contains(&stream.piece.spans.end))
+        let continues = |stream: &Stream| near.contains(&stream.piece.spans.end);
+        Ok(self.streams.take(|stream| stream.piece.file_end() == piece.file_end() && continues(stream)))
     }
 }
 
@@ -236,7 +255,7 @@ impl Stream {
         }
         let sure = if piece.grows_from(&self.piece) { SURE } else { self.pieces };
         let pieces = sure + u32::from(found == Found::Missing && piece.length() >= LARGE);
-        Self { id: self.id, next: self.next.max(piece.spans.end), pieces, piece: piece.clone() }
+        Self { id: self.id, next: self.next.max(piece.spans.end), pieces, from: self.from, piece: piece.clone() }
     }
 }
 
@@ -268,7 +287,8 @@ impl<T, const N: usize> Default for Recent<T, N> {
 /// The neighbours before `span`; empty if decoding them starts further away.
 fn near_before(span: SpanId, layout: &impl Layout) -> Result<SpanRange, IndexError> {
     let mut near = SpanRange::none_at(span);
-    for before in SpanRange::new(span.back(NEAR_BEFORE * layout.region()), span).iter().rev() {
+    let before = NEAR_BEFORE * layout.region_at(span)?;
+    for before in SpanRange::new(span.back(before), span).iter().rev() {
         let wider = SpanRange::new(before, span);
         if !layout.starts_anew(near.start)? || !layout.starts_anew(before)? || layout.blob_bytes(wider)? > NEAR_BYTES {
             break;
@@ -280,7 +300,7 @@ fn near_before(span: SpanId, layout: &impl Layout) -> Result<SpanRange, IndexErr
 
 /// The window after one that was read to its end.
 fn wider(window: u32, region: u32) -> u32 {
-    let more = if window < LONG * region { (window / 2).max(region) } else { window };
+    let more = if window < LONG * region { (window / 2).max(region.min(window)) } else { window };
     (window + more).min(WIDEST * region)
 }
 
@@ -290,14 +310,14 @@ const STREAMS: usize = 4;
 const UNSEEN: u32 = 16;
 /// This many large pieces in order are a sequential read, not the start of a program.
 const SURE: u32 = 4;
-/// Size of a large piece in bytes: the kernel's maximum without readahead of its own.
-const LARGE: u64 = 512 << 10;
 /// The kernel's first readahead for reads of 128 KiB, if its limit is four times that; smaller reads get less, and
 /// larger ones are detected at the next piece. A page of a mapped file comes with more (`get_init_ra_size` and
 /// `do_sync_mmap_readahead` of Linux).
 const OPENING: u64 = 256 << 10;
 /// Bytes of the blob suggested ahead of a stream.
 const STREAM_BYTES: u64 = 6 << 20;
+/// Bytes suggested for each one that was read of it: some first reads are like those of a copy, and no others follow.
+const MORE_THAN_READ: u64 = 4;
 /// Limit for readers per layer.
 const READERS: usize = 16;
 /// A reader that skips up to this many spans still counts as sequential.
@@ -351,7 +371,7 @@ mod tests {
 
     /// The event of a read of which these spans are read for the first time.
     fn read<'a>(piece: &'a Piece, found: Found, first: &'a [SpanId]) -> Event<'a> {
-        Event::Read { piece, found, first, speculation: Speculation::Off }
+        Event::Read { piece, found, first, speculation: Speculation::Off, waiting: 1 }
     }
 
     /// One span is read for the first time.
