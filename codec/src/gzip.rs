@@ -24,11 +24,9 @@ pub(super) struct Gzip {
     history: DecodedOffset,
     /// Whether `history` is where the member begins.
     whole_member: bool,
-    /// The checkpoint whose window is being recorded.
-    watched: Option<DecodedOffset>,
-    /// The state of the block that it lies in, if it lies in one.
-    inside: Option<BlockState>,
-    references: Option<References>,
+    /// Checkpoints whose windows are being recorded, in order, and room for those of others.
+    watched: Vec<Checkpoint>,
+    spare: Vec<References>,
     /// The starts that are noted, if they are.
     log: Option<BlockLog>,
 }
@@ -40,6 +38,14 @@ pub struct BlockStart {
     pub mark: Mark,
     /// The bytes before it, at most [`Window::MAX`].
     pub history: Box<[u8]>,
+}
+
+/// A checkpoint whose window is being recorded.
+struct Checkpoint {
+    at: DecodedOffset,
+    /// The state of the block that it lies in, if it lies in one.
+    inside: Option<BlockState>,
+    references: References,
 }
 
 /// Notes starts as zran does (zlib, examples/zran.c): the first block of the layer, and then each that begins more than
@@ -91,9 +97,8 @@ impl Gzip {
             inflate: Inflate::new(),
             history: DecodedOffset(0),
             whole_member: true,
-            watched: None,
-            inside: None,
-            references: None,
+            watched: Vec::new(),
+            spare: Vec::new(),
             log: None,
         }
     }
@@ -165,7 +170,7 @@ impl Gzip {
                 Phase::Body => match self.body(feed, out, pass.as_deref_mut())? {
                     Stop::Input => return Ok(Status::NeedInput),
                     Stop::Output if out.is_full() => return Ok(Status::OutputFull),
-                    Stop::Output | Stop::Block => {}
+                    Stop::Output | Stop::Block | Stop::Stored => {}
                     Stop::Stream => self.phase = Phase::Trailer { have: 0, length: 0 },
                 },
                 Phase::Trailer { have, length } => {
@@ -227,11 +232,19 @@ impl Gzip {
         let mut until = DecodedOffset(u64::MAX / 2);
         if let Some(pass) = &pass {
             until = pass.next_continued().min(pass.next_inside());
+            if self.inflate.left_of_stored() > 0 {
+                until = until.min(pass.next_inside_stored(out.end(), self.inflate.left_of_stored()));
+            }
         }
-        let stop = if let (Some(mark), Some(references)) = (self.watched, &mut self.references) {
-            let index = out.index(mark).expect("a window is complete before its mark leaves the history");
-            let mut target = out.target(until.min(mark + Window::MAX as u64), self.history);
-            let stop = self.inflate.run(feed.rest, &mut target, &mut Watched { references, mark: index });
+        let stop = if let Some(first) = self.watched.first() {
+            let until = until.min(first.at + Window::MAX as u64);
+            for checkpoint in &mut self.watched {
+                let index = out.index(checkpoint.at);
+                checkpoint.references.mark = index.expect("a window is complete before its mark leaves the history");
+            }
+            let mut target = out.target(until, self.history);
+            let mut watched = Watched(self.watched.iter_mut().map(|checkpoint| &mut checkpoint.references).collect());
+            let stop = self.inflate.run(feed.rest, &mut target, &mut watched);
             let end = target.at;
             out.filled_to(end);
             stop
@@ -257,28 +270,31 @@ impl Gzip {
     fn note(&mut self, stop: Stop, feed: &Feed<'_, '_>, out: &OutputBuffer, pass: &mut FirstPass) {
         let decoded = out.end();
         pass.decoded(decoded);
-        if let (Some(mark), Some(references)) = (self.watched, &self.references)
-            && (decoded - mark >= Window::MAX as u64 || stop == Stop::Stream)
-        {
-            let inside = self.inside.take();
-            pass.window_complete(mark, || references.window(inside));
-            self.watched = None;
+        let is_complete =
+            |checkpoint: &mut Checkpoint| decoded - checkpoint.at >= Window::MAX as u64 || stop == Stop::Stream;
+        for Checkpoint { at, inside, references } in self.watched.extract_if(.., is_complete) {
+            pass.window_recorded(references.weight());
+            pass.window_complete(at, || references.window(inside));
+            self.spare.push(references);
         }
         let bits = 8 * feed.at().0 - u64::from(self.inflate.unused_bits());
         let mark = |kind| Mark { blob: BlobOffset(bits / 8), bit: (bits % 8) as u8, decoded, kind };
         let is_behind_stored = self.inflate.ended_stored() >= LONG_STORED;
-        let is_wanted = pass.start_wanted(decoded) || is_behind_stored && pass.start_wanted_behind_stored(decoded);
+        let is_wanted = pass.start_wanted(decoded)
+            || is_behind_stored && pass.start_wanted_behind_stored(decoded)
+            || pass.start_wanted_where_cheap(decoded);
         if stop == Stop::Block && is_wanted {
             pass.offer(mark(StartKind::Checkpoint));
-            self.inside = None;
-            self.watch_from(decoded, out);
+            self.watch_from(decoded, None, out);
         } else if stop == Stop::Output
-            && pass.start_wanted_inside(bits, decoded)
+            && match self.inflate.left_of_stored() {
+                0 => pass.start_wanted_inside(bits, decoded),
+                left => pass.next_inside_stored(decoded, left) == decoded,
+            }
             && let Some(state) = self.inflate.block_state()
         {
             pass.offer(mark(StartKind::InsideBlock));
-            self.inside = Some(state);
-            self.watch_from(decoded, out);
+            self.watch_from(decoded, Some(state), out);
         } else if decoded >= pass.next_continued() {
             pass.offer(mark(StartKind::Continued));
         }
@@ -288,12 +304,12 @@ impl Gzip {
     }
 
     /// Records the window of a mark at the end of the decoded bytes.
-    fn watch_from(&mut self, mark: DecodedOffset, out: &OutputBuffer) {
+    fn watch_from(&mut self, at: DecodedOffset, inside: Option<BlockState>, out: &OutputBuffer) {
         // Empty blocks move the mark, but not its window.
-        if self.watched != Some(mark) {
-            self.references.get_or_insert_with(References::new).begin(out.history());
-            self.watched = Some(mark);
-        }
+        self.spare.extend(self.watched.pop_if(|last| last.at == at).map(|last| last.references));
+        let mut references = self.spare.pop().unwrap_or_else(References::new);
+        references.begin(out.history());
+        self.watched.push(Checkpoint { at, inside, references });
     }
 }
 

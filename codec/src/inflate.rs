@@ -34,6 +34,8 @@ pub(super) enum Stop {
     Output,
     /// A block has ended and another one follows: decoding can restart here.
     Block,
+    /// A stored block has begun.
+    Stored,
     /// The last block has ended.
     Stream,
 }
@@ -230,6 +232,14 @@ impl Inflate {
         self.stored_length
     }
 
+    /// How many bytes of the current block are left, if that is stored; else 0.
+    pub(super) fn left_of_stored(&self) -> usize {
+        match self.phase {
+            Phase::Stored { left } => left,
+            _ => 0,
+        }
+    }
+
     /// Number of bits taken from the input and not used yet.
     pub(super) fn unused_bits(&self) -> u32 {
         self.bits.count
@@ -293,6 +303,7 @@ impl Inflate {
                     }
                     self.stored_length = length as u16;
                     self.phase = Phase::Stored { left: length as usize };
+                    return Ok(Stop::Stored);
                 }
                 Phase::Stored { left } => {
                     let left = self.stored(left, input, target);
@@ -617,7 +628,7 @@ mod tests {
                 match stop {
                     Stop::Input => break,
                     Stop::Output if at >= LARGEST => return Err(None),
-                    Stop::Output | Stop::Block => {}
+                    Stop::Output | Stop::Block | Stop::Stored => {}
                     Stop::Stream => {
                         let unused = now.len() + rest.len() + inflate.unused_bits() as usize / 8;
                         bytes.truncate(at);
@@ -807,7 +818,7 @@ mod tests {
                     let bits = 8 * (stream.len() - rest.len()) - inflate.unused_bits() as usize;
                     match (stop, inflate.block_state()) {
                         (Stop::Stream, None) => break,
-                        (Stop::Block, None) => continue,
+                        (Stop::Block, None) | (Stop::Stored, Some(_)) => continue,
                         (Stop::Output, Some(state)) => {
                             let mut resumed = Inflate::new();
                             resumed.resume_at_bit((bits % 8) as u8, &state).unwrap();
@@ -816,7 +827,7 @@ mod tests {
                             let mut from = &stream[bits / 8..];
                             loop {
                                 match resumed.run(&mut from, &mut target, &mut Unwatched).unwrap() {
-                                    Stop::Block => {}
+                                    Stop::Block | Stop::Stored => {}
                                     stop => break assert_eq!(stop, Stop::Stream),
                                 }
                             }

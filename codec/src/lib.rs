@@ -860,13 +860,10 @@ mod tests {
         assert!(inside > 200, "{inside}");
     }
 
-    /// Stored blocks end before they are as long as a span, so only limits that no layer has make starts inside them.
-    #[test]
-    fn starts_inside_stored_blocks_decode_to_the_same_bytes() {
-        let mut random = Random::new(43);
-        let data = sample(Kind::Random, 1_000_000, &mut random);
+    /// A gzip layer whose blocks are stored, and at most this long.
+    fn stored_blocks(data: &[u8], longest: usize) -> Vec<u8> {
         let header = b"\x1f\x8b\x08\0\0\0\0\0\0\xff".to_vec();
-        let mut blob = data.chunks(65_535).fold(header, |mut blob, block| {
+        let mut blob = data.chunks(longest).fold(header, |mut blob, block| {
             let length = block.len() as u16;
             blob.push(0);
             blob.extend([length.to_le_bytes(), (!length).to_le_bytes()].concat());
@@ -875,18 +872,65 @@ mod tests {
         });
         blob.extend(b"\x01\0\0\xff\xff\0\0\0\0");
         blob.extend((data.len() as u32).to_le_bytes());
-        let pass = dense_pass(Compression::Gzip, &blob, &mut random);
-        assert!(marks_of(StartKind::InsideBlock, &pass) > 5, "{:?}", pass.marks);
-        resume_everywhere(Compression::Gzip, &blob, &pass, usize::MAX, &mut random);
+        blob
+    }
+
+    #[test]
+    fn starts_inside_stored_blocks_decode_to_the_same_bytes() {
+        let mut random = Random::new(43);
+        let data = sample(Kind::Random, 1_000_000, &mut random);
+        // GNU gzip's, the longest, and others.
+        for longest in [32_767, 65_535, 40_000, 20_000, 1 + random.below(65_535)] {
+            let blob = stored_blocks(&data, longest);
+            let pass = first_pass(Compression::Gzip, &blob).unwrap();
+            assert!(pass.data == data);
+            let spans: Vec<_> = pass.marks.windows(2).map(|pair| pair[1].decoded - pair[0].decoded).collect();
+            assert!(longest < 8 << 10 || spans.iter().all(|span| (15 << 10..=40 << 10).contains(span)), "{spans:?}");
+            if [32_767, 65_535].contains(&longest) {
+                assert!(spans.iter().all(|span| *span <= 16 << 10), "{longest}: {spans:?}");
+                assert!(marks_of(StartKind::InsideBlock, &pass) > 29);
+                let kept: usize = pass.windows.iter().map(|(_, window)| window.to_bytes().len()).sum();
+                assert!(kept <= 16 * pass.windows.len(), "{kept} bytes of {} windows", pass.windows.len());
+            }
+            resume_everywhere(Compression::Gzip, &blob, &pass, usize::MAX, &mut random);
+            let mut decoder = LayerDecoder::first_pass(Compression::Gzip, Limits::default()).unwrap();
+            let pieces = push(&mut decoder, &blob, 70_000, || 1 + random.below(3000)).unwrap();
+            assert!(pieces.marks == pass.marks && pieces.windows == pass.windows);
+        }
+    }
+
+    /// Between noise and what refers to it, several windows are recorded at a time.
+    #[test]
+    fn stored_blocks_among_others_decode_from_every_mark() {
+        let mut random = Random::new(47);
+        for round in 0..20 {
+            let noise = sample(Kind::Random, 30_000, &mut random);
+            let mut data = Vec::new();
+            for _ in 0..8 {
+                match random.below(3) {
+                    0 => data.extend(sample(Kind::Random, 20_000 + random.below(90_000), &mut random)),
+                    1 => data.extend(sample(KINDS[random.below(4)], random.below(60_000), &mut random)),
+                    // Copied from what was stored, if that is near.
+                    _ => data.extend(&noise[..random.below(30_000)]),
+                }
+            }
+            let blob = gzip(&data, [2, 6, 9][round % 3]);
+            let pass = first_pass(Compression::Gzip, &blob).unwrap();
+            assert!(pass.data == data);
+            resume_everywhere(Compression::Gzip, &blob, &pass, usize::MAX, &mut random);
+            let pass = dense_pass(Compression::Gzip, &blob, &mut random);
+            resume_everywhere(Compression::Gzip, &blob, &pass, usize::MAX, &mut random);
+        }
     }
 
     /// So that older releases can use their indexes.
     #[test]
     fn ordinary_gzip_layers_have_no_starts_inside_blocks() {
         let mut random = Random::new(44);
-        for kind in KINDS {
+        // Others have stored blocks.
+        for kind in [Kind::Text, Kind::Runs] {
             // Level 1 of this compressor is that of zlib-ng, which writes one block.
-            for level in [0, 2, 5, 6, 9] {
+            for level in [2, 5, 6, 9] {
                 let data = sample(kind, 3_000_000, &mut random);
                 let pass = first_pass(Compression::Gzip, &gzip(&data, level)).unwrap();
                 assert_eq!(marks_of(StartKind::InsideBlock, &pass), 0, "{kind:?} {level}");
@@ -1021,10 +1065,29 @@ mod tests {
         let blob = gzip(&[&text[..], &noise, &text].concat(), 6);
         let pass = first_pass(Compression::Gzip, &blob).unwrap();
         let marks = |from: u64, to: u64| pass.marks.iter().filter(|mark| (from..to).contains(&mark.decoded.0)).count();
-        assert!((8..=16).contains(&marks(500_000, 1_000_000)), "one every 32 to 64 KiB");
+        assert!((20..=32).contains(&marks(500_000, 1_000_000)), "one every 16 to 24 KiB");
         assert!(marks(0, 500_000) <= 3 && marks(1_000_000, 1_500_000) <= 3, "as usual elsewhere");
         assert!(pass.data.len() == 1_500_000);
         resume_everywhere(Compression::Gzip, &blob, &pass, usize::MAX, &mut random);
+    }
+
+    /// Rows of noise with short heads, and numbers that differ in their lower bytes.
+    #[test]
+    fn data_that_gzip_hardly_compresses_has_close_marks() {
+        let mut random = Random::new(48);
+        let noise = sample(Kind::Random, 2_000_000, &mut random);
+        let rows = noise.chunks(140).flat_map(|row| [&[0, 0, 0, 0, 0, 0, 1, 140], row].concat()).collect::<Vec<_>>();
+        let numbers = noise.chunks(3).flat_map(|low| [low, &[0x3f ^ low[0] & 3]].concat()).collect::<Vec<_>>();
+        let text = sample(Kind::Text, 2_000_000, &mut random);
+        for (data, is_close) in [(rows, true), (numbers, true), (text, false)] {
+            let blob = gzip(&data, 6);
+            let pass = first_pass(Compression::Gzip, &blob).unwrap();
+            let kept: usize = pass.windows.iter().map(|(_, window)| window.to_bytes().len()).sum();
+            let marks = pass.marks.iter().filter(|mark| mark.decoded.0 > 300_000).count();
+            assert_eq!(marks > 25, is_close, "{marks} in {} of {}", blob.len(), data.len());
+            assert!(!is_close || kept < blob.len() / 80, "{kept} bytes of windows");
+            resume_everywhere(Compression::Gzip, &blob, &pass, 300_000, &mut random);
+        }
     }
 
     #[test]

@@ -4,12 +4,14 @@
 //! gzip layer, nearly all of it windows. The spacing doubles as a layer grows beyond 1 GiB, so that the number of marks
 //! is bounded: about 4,000 for the first GiB and 2,000 for each doubling.
 //!
-//! Marks of stored bytes have no window and cost 64 bytes. Who looks up a row in a data file needs no 256 KiB, so in
-//! uncompressed layers they are sixteen times as close, and within 1 MiB; and in gzip layers, blocks of data that could
-//! not be compressed begin with one every 32 KiB, the least distance of two windows.
+//! Marks of stored bytes have hardly a window and cost 64 to 80 bytes. Who looks up a row in a data file needs no 256 KiB,
+//! so in uncompressed layers they are sixteen times as close, and within 1 MiB; and so they are in gzip layers, in and
+//! between blocks of data that could not be compressed. Data that hardly can be (weights, encrypted rows with short heads)
+//! have windows of next to nothing as well: where the last one was, starts are an eighth as far apart.
 //!
-//! A mark inside a deflate block has the block's codes, and an index with one is of no use to older releases. So there
-//! are such marks only in blocks that are longer than a span and 64 KiB of the blob, where no ordinary compressor's are.
+//! A mark inside a deflate block has the block's codes, and an index with one is of no use to release 0.1.0. So there
+//! are such marks only in blocks that are longer than a span and 64 KiB of the blob, where no ordinary compressor's are;
+//! and in stored ones, where GNU gzip, whose blocks are twice as long as those of zlib and Go, would have spans of 32 KiB.
 
 use super::Limits;
 use super::start::StartKind;
@@ -41,12 +43,14 @@ pub(super) struct FirstPass {
     windows: Vec<(usize, Window)>,
     /// Number of marks so far, including those taken.
     count: usize,
-    /// Number and offset of the last mark that is a start.
-    last_start: (usize, DecodedOffset),
+    /// Number and offset of the last marks that are starts, as many as there are within a window.
+    last_starts: [(usize, DecodedOffset); STARTS_IN_WINDOW],
     /// Its offset in the blob.
     last_blob: BlobOffset,
     /// Offset of the last mark of any kind, including an offered one.
     last: DecodedOffset,
+    /// Bytes of the last window that are not zero; many at first.
+    last_window: usize,
     /// Inside a deflate block: where the next start is looked for.
     inside: InsideBlock,
     /// A mark at the end of the decoded bytes; it takes effect if bytes follow, so that no span is empty.
@@ -74,9 +78,10 @@ impl FirstPass {
             marks: vec![zero],
             windows: Vec::new(),
             count: 1,
-            last_start: (0, zero.decoded),
+            last_starts: [(0, zero.decoded); STARTS_IN_WINDOW],
             last_blob: zero.blob,
             last: zero.decoded,
+            last_window: usize::MAX,
             inside: InsideBlock { coded: limits.deflate_spacing, from: 0, next: DecodedOffset(u64::MAX) },
             offered: None,
         }
@@ -89,14 +94,40 @@ impl FirstPass {
 
     /// The offset from which a start is useful.
     pub(super) fn next_start(&self) -> DecodedOffset {
-        let last = self.last_start.1;
+        let last = self.last_start();
         last + if self.is_stored { (spacing(last) / CLOSER_STORED).min(WIDEST_STORED) } else { spacing(last) }
     }
 
     /// Whether a start at `at` is useful, behind a deflate block of bytes that could not be compressed.
     pub(super) fn start_wanted_behind_stored(&self, at: DecodedOffset) -> bool {
-        let last = self.last_start.1;
-        at >= last + (spacing(last) / CLOSER_STORED).clamp(Window::MAX as u64, WIDEST_STORED)
+        at + STORED_SHORTER >= self.last_start() + self.stored_distance()
+    }
+
+    /// Whether a start at `at`, a deflate block, is useful because it costs next to nothing.
+    pub(super) fn start_wanted_where_cheap(&self, at: DecodedOffset) -> bool {
+        let distance = (spacing(self.last_start()) / CLOSER_CHEAP).min(WIDEST_STORED);
+        self.last_window <= CHEAP_WINDOW && at + STORED_SHORTER >= self.last_start() + distance
+    }
+
+    /// Records how many bytes of the last window are not zero.
+    pub(super) fn window_recorded(&mut self, weight: usize) {
+        self.last_window = weight;
+    }
+
+    /// The offset from which a start is useful inside a stored block, at `at` with `left` bytes left of it.
+    pub(super) fn next_inside_stored(&self, at: DecodedOffset, left: usize) -> DecodedOffset {
+        let last = self.offered.map_or(self.last_start(), |mark| mark.decoded);
+        let next = at.max(last + self.stored_distance());
+        // Near the end, another block begins soon enough.
+        if next + STORED_LEFT > at + left as u64 { DecodedOffset(u64::MAX / 2) } else { next }
+    }
+
+    fn stored_distance(&self) -> u64 {
+        (spacing(self.last_start()) / CLOSER_STORED).min(WIDEST_STORED)
+    }
+
+    fn last_start(&self) -> DecodedOffset {
+        self.last_starts[0].1
     }
 
     /// The offset from which a mark is useful even if it is not a start.
@@ -121,7 +152,7 @@ impl FirstPass {
             return false;
         }
         let distance = self.inside_distance();
-        let scale = spacing(self.last_start.1) / SPACING;
+        let scale = spacing(self.last_start()) / SPACING;
         if (bit - self.inside.from) / 8 < self.inside.coded.saturating_mul(scale) {
             self.inside.next = at + distance / 4;
             return false;
@@ -133,14 +164,14 @@ impl FirstPass {
 
     /// Decoded bytes between two starts inside a deflate block, at least.
     fn inside_distance(&self) -> u64 {
-        let scale = spacing(self.last_start.1) / SPACING;
+        let scale = spacing(self.last_start()) / SPACING;
         self.inside.coded.saturating_mul(4).clamp(Window::MAX as u64, SPACING) * scale
     }
 
     /// Whether a start at this block of a zstd frame is useful, if its window has as many bytes as the last one has so
     /// far. A window costs about a third of its bytes, and has the more of them the closer starts are.
     pub(super) fn block_wanted(&self, at: DecodedOffset, blob: BlobOffset, window: u64) -> bool {
-        let (last, coded) = (self.last_start.1, blob - self.last_blob);
+        let (last, coded) = (self.last_start(), blob - self.last_blob);
         let (decoded, scale) = (at - last, spacing(last) / SPACING);
         let is_cheap = window.saturating_mul(WINDOW_SHARE) <= decoded;
         let spacing = self.blocks.saturating_mul(scale);
@@ -175,7 +206,8 @@ impl FirstPass {
     pub(super) fn decoded(&mut self, end: DecodedOffset) {
         if let Some(mark) = self.offered.take_if(|mark| mark.decoded < end) {
             if mark.kind.is_start() {
-                self.last_start = (self.count, mark.decoded);
+                self.last_starts.rotate_right(1);
+                self.last_starts[0] = (self.count, mark.decoded);
                 self.last_blob = mark.blob;
             }
             self.marks.push(mark);
@@ -183,10 +215,10 @@ impl FirstPass {
         }
     }
 
-    /// Keeps the window of the last start, unless its mark was dropped.
+    /// Keeps the window of one of the last starts, unless its mark was dropped.
     pub(super) fn window_complete(&mut self, mark: DecodedOffset, window: impl FnOnce() -> Window) {
-        if mark == self.last_start.1 && self.last_start.0 > 0 {
-            self.windows.push((self.last_start.0, window()));
+        if let Some((number, _)) = self.last_starts.iter().find(|(number, at)| *at == mark && *number > 0) {
+            self.windows.push((*number, window()));
         }
     }
 
@@ -207,6 +239,15 @@ fn spacing(at: DecodedOffset) -> u64 {
 /// Widest spacing of stored bytes, and how much closer their marks are.
 const WIDEST_STORED: u64 = 1 << 20;
 const CLOSER_STORED: u64 = 16;
+/// How much closer marks are where windows have at most so many bytes.
+const CLOSER_CHEAP: u64 = 8;
+const CHEAP_WINDOW: usize = 256;
+/// By how much a span of stored bytes may be shorter, to end with a block.
+const STORED_SHORTER: u64 = 1 << 10;
+/// Bytes of a stored block behind a start in it, at least.
+const STORED_LEFT: u64 = 8 << 10;
+/// The most starts of which a window reaches behind the last one.
+const STARTS_IN_WINDOW: usize = 4;
 /// Spacing in the first GiB.
 const SPACING: u64 = 256 << 10;
 /// Spacings between two starts within a zstd frame, if windows are large.
@@ -239,11 +280,16 @@ mod tests {
     #[test]
     fn stored_bytes_have_close_marks() {
         let mut pass = FirstPass::new(StartKind::Stored, &Limits::default());
-        for (at, kib, in_gzip) in [(0, 16, 32), (3 << 30, 64, 64), (100 << 30, 1024, 1024)] {
-            pass.last_start.1 = DecodedOffset(at);
-            assert_eq!(pass.next_start(), DecodedOffset(at + (kib << 10)));
-            assert!(pass.start_wanted_behind_stored(DecodedOffset(at + (in_gzip << 10))));
-            assert!(!pass.start_wanted_behind_stored(DecodedOffset(at + (in_gzip << 10) - 1)));
+        for (at, kib) in [(0, 16), (3 << 30, 64), (100 << 30, 1024)] {
+            let at = |kib: u64| DecodedOffset(at + (kib << 10));
+            pass.last_starts[0].1 = at(0);
+            assert_eq!(pass.next_start(), at(kib));
+            assert!(pass.start_wanted_behind_stored(at(kib - 1)));
+            assert!(!pass.start_wanted_behind_stored(DecodedOffset(at(kib - 1).0 - 1)));
+            let next = |from: u64, to: u64| pass.next_inside_stored(at(from), ((to - from) as usize) << 10);
+            assert_eq!(next(1, kib + 8), at(kib));
+            assert_eq!(next(kib + 5, kib + 13), at(kib + 5), "a block that begins behind it");
+            assert!(next(1, kib + 7) > at(kib) && next(kib + 5, kib + 12) > at(kib + 5), "its end is near");
         }
     }
 
@@ -260,7 +306,7 @@ mod tests {
         assert_eq!(pass.next_inside(), kib(370 + 256));
         assert!(!pass.start_wanted_inside(bits(75 + 63), kib(700)));
         assert!(pass.start_wanted_inside(bits(75 + 64), kib(800)));
-        pass.last_start.1 = DecodedOffset(3 << 30);
+        pass.last_starts[0].1 = DecodedOffset(3 << 30);
         pass.block_begins(bits(0), DecodedOffset(3 << 30));
         assert_eq!(pass.next_inside(), DecodedOffset((3 << 30) + (1 << 20)));
     }

@@ -166,23 +166,24 @@ impl Watch for Unwatched {
     fn note(&mut self, _from: usize, _length: usize) {}
 }
 
-/// Records references across the mark at this index; matches come from at most [`Window::MAX`] before it.
-pub(super) struct Watched<'a> {
-    pub(super) references: &'a mut References,
-    pub(super) mark: usize,
-}
+/// Records references across some marks.
+pub(super) struct Watched<'a>(pub(super) Vec<&'a mut References>);
 
 impl Watch for Watched<'_> {
     #[inline(always)]
     fn note(&mut self, from: usize, length: usize) {
-        if from < self.mark {
-            self.references.note(from + Window::MAX - self.mark, length);
+        for references in &mut self.0 {
+            if from < references.mark {
+                references.note(from + Window::MAX - references.mark, length);
+            }
         }
     }
 }
 
 /// A window being recorded: the bytes before a mark, and which of them were referenced.
 pub(super) struct References {
+    /// Index of the mark in the output; matches come from at most [`Window::MAX`] before it.
+    pub(super) mark: usize,
     history: Box<[u8; Window::MAX]>,
     used: Box<[u64; Window::MAX / 64]>,
 }
@@ -190,7 +191,7 @@ pub(super) struct References {
 impl References {
     pub(super) fn new() -> Self {
         let history = vec![0; Window::MAX].into_boxed_slice().try_into().expect("made with this size");
-        Self { history, used: Box::new([0; Window::MAX / 64]) }
+        Self { mark: 0, history, used: Box::new([0; Window::MAX / 64]) }
     }
 
     /// Starts recording at a mark with this history before it.
@@ -207,6 +208,11 @@ impl References {
             self.used[start / 64] |= (u64::MAX >> (64 - bits)) << (start % 64);
             start += bits;
         }
+    }
+
+    /// How many bytes of the window are not zero: about what it takes, packed.
+    pub(super) fn weight(&self) -> usize {
+        self.bytes().iter().filter(|byte| **byte != 0).count()
     }
 
     /// The window, with the state of the block that the mark lies in, if it lies in one.
@@ -253,10 +259,16 @@ mod tests {
         let mut references = References::new();
         references.begin(&[7; Window::MAX]);
         let mark = 100_000;
-        let mut watched = Watched { references: &mut references, mark };
+        references.mark = mark;
+        let mut later = References::new();
+        later.begin(&[8; Window::MAX]);
+        later.mark = mark + 1000;
+        let mut watched = Watched(vec![&mut references, &mut later]);
         watched.note(mark - 200, 70);
         watched.note(mark - 2, 258);
         watched.note(mark, 258);
+        assert_eq!(later.window(None).of_deflate().unwrap()[..70], [8; 70], "of each mark");
+        assert_eq!(references.weight(), 72);
         let mut expected = vec![0; 200];
         expected[..70].fill(7);
         expected[198..].fill(7);
