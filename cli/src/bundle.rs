@@ -142,7 +142,8 @@ impl<'a> Directory<'a> {
                 .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.file_name())).collect())
                 .map_err(failed)?;
             let only_kept = names.iter().all(|name| is_kept(name));
-            if !names.is_empty() && !(only_kept && keeps) {
+            let may_go_on = names.is_empty() || (only_kept && keeps);
+            if !may_go_on {
                 let shown = typed.display();
                 let report = Report::usage(format!("cannot make a bundle in `{shown}`: it is not empty"));
                 return Err(match path.join(OWN).join(RECORD).exists() {
