@@ -583,7 +583,7 @@ mod tests {
         let mut bytes = Vec::new();
         write_index(&tree(&everything()).unwrap(), &spans, &windows, &layer(), &Proof::Built, &mut bytes).unwrap();
         let footer = bytes.len() - FOOTER;
-        for (at, value, wanted) in [(472, 200, "proof"), (473, 3, "stream"), (476, 8, "check"), (479, 0x20, "check")] {
+        for (at, value, wanted) in [(472, 200, "proof"), (473, 3, "stream"), (476, 8, "check"), (479, 0x10, "check")] {
             let mut later = bytes.clone();
             later[footer + at] = value;
             resign(&mut later);
