@@ -231,10 +231,12 @@ impl Gzip {
     ) -> Result<Stop, CodecError> {
         let mut until = DecodedOffset(u64::MAX / 2);
         if let Some(pass) = &pass {
-            until = pass.next_continued().min(pass.next_inside());
-            if self.inflate.left_of_stored() > 0 {
-                until = until.min(pass.next_inside_stored(out.end(), self.inflate.left_of_stored()));
-            }
+            // Inside a stored block, only its own starts are looked for.
+            let inside = match self.inflate.left_of_stored() {
+                0 => pass.next_inside(),
+                left => pass.next_inside_stored(out.end(), left),
+            };
+            until = pass.next_continued().min(inside);
         }
         let stop = if let Some(first) = self.watched.first() {
             let until = until.min(first.at + Window::MAX as u64);
