@@ -26,8 +26,7 @@ pub(super) fn run(runtime: &Path, directory: &Path, name: &str) {
     let _ = io::copy(&mut stdin.by_ref(), &mut io::sink());
     if let Some(process) = process {
         // Kill the runtime first, so that it creates nothing more; no effect if it has ended.
-        let _ = pidfd_send_signal(&process, Signal::KILL);
-        while poll(&mut [PollFd::new(&process, PollFlags::IN)], None) == Err(Errno::INTR) {}
+        kill(&process);
     }
     let state = directory.join(STATE);
     if state.join(name).exists() {
@@ -58,11 +57,16 @@ fn kill_all(rootfs: &Path) {
             let opened = process.file_name().and_then(|pid| open(pid.to_str()?));
             // Its number may belong to another process meanwhile.
             if let Some(opened) = opened.filter(|_| is_own(&process)) {
-                let _ = pidfd_send_signal(&opened, Signal::KILL);
-                while poll(&mut [PollFd::new(&opened, PollFlags::IN)], None) == Err(Errno::INTR) {}
+                kill(&opened);
             }
         }
     }
+}
+
+/// Kills a process, and waits until it has ended.
+fn kill(process: &OwnedFd) {
+    let _ = pidfd_send_signal(process, Signal::KILL);
+    while poll(&mut [PollFd::new(process, PollFlags::IN)], None) == Err(Errno::INTR) {}
 }
 
 fn open(pid: &str) -> Option<OwnedFd> {

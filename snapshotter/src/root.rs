@@ -150,8 +150,7 @@ impl Drop for Root {
 
 /// Whether the directory is on an overlay, which cannot be the upper directory of another one.
 fn is_overlay(path: &Path) -> bool {
-    const OVERLAYFS_SUPER_MAGIC: u32 = 0x794c_7630;
-    rustix::fs::statfs(path).is_ok_and(|found| found.f_type as u32 == OVERLAYFS_SUPER_MAGIC)
+    rustix::fs::statfs(path).is_ok_and(|found| found.f_type as u64 == peelfs::fuse::mounts::OVERLAYFS)
 }
 
 fn write_mark(directory: &Path, mark: &Mark) -> io::Result<()> {

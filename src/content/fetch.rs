@@ -318,7 +318,7 @@ impl Fetcher {
         let index_error = |cause| self.layer.index_error(cause);
         let (first, count) = (wanted.start, SpanId(self.layer.index.span_count()));
         let begin = if first < count { self.layer.index.decode_start(first).map_err(index_error)? } else { first };
-        let end = self.end_of_group(end).map_err(index_error)?;
+        let end = self.layer.index.end_of_group(end, GROUP).map_err(index_error)?;
         let absent = |around: SpanRange| {
             let cached = self.layer.content.generations(around);
             around.iter().zip(cached).filter(|(_, cached)| cached.is_none()).map(|(span, _)| span)
@@ -364,24 +364,6 @@ impl Fetcher {
         // Demand first.
         reserved.runs.sort_by_key(|run| !run.iter().any(|fetching| wanted.contains(fetching.span)));
         Ok(reserved)
-    }
-
-    /// Where the spans end that decode from the same start as the one before `end`, if that is not far.
-    fn end_of_group(&self, mut end: SpanId) -> Result<SpanId, IndexError> {
-        let index = &self.layer.index;
-        let count = SpanId(index.span_count());
-        if end == SpanId(0) || end >= count {
-            return Ok(end);
-        }
-        let start = index.span(index.decode_start(end.back(1))?)?.blob;
-        while end < count {
-            let span = index.span(end)?;
-            if span.kind != StartKind::Continued || span.blob.0.saturating_sub(start.0) >= GROUP {
-                break;
-            }
-            end = end.next();
-        }
-        Ok(end)
     }
 
     fn reserve_one(

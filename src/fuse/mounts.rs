@@ -106,8 +106,8 @@ pub fn is_served(path: &Path) -> bool {
     !matches!(answered, Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED))
 }
 
-/// `OVERLAYFS_SUPER_MAGIC`
-const OVERLAYFS: u64 = 0x794c_7630;
+/// `OVERLAYFS_SUPER_MAGIC`, the type of file system that statfs(2) tells.
+pub const OVERLAYFS: u64 = 0x794c_7630;
 
 fn parse(text: &[u8]) -> Vec<MountPoint> {
     text.split(|byte| *byte == b'\n').filter_map(parse_line).collect()

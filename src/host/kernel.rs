@@ -77,11 +77,7 @@ pub fn mount(spec: &MountSpec, progress: &mut dyn Progress) -> Result<(), HostEr
 /// # Errors
 /// [`HostError`], if FUSE would fail as well.
 pub fn mount_if_whole(spec: &MountSpec) -> Result<Outcome, HostError> {
-    match hold(spec).and_then(|target| try_mount(spec, &target, None)) {
-        Ok(()) => Ok(Outcome::Mounted),
-        Err(HostError::Kernel(why)) => Ok(Outcome::Not(why)),
-        Err(error) => Err(error),
-    }
+    outcome(hold(spec).and_then(|target| try_mount(spec, &target, None)))
 }
 
 /// Makes a kernel mount of an opened image if all of it is cached. Must be called within a tokio runtime. There is no
@@ -94,33 +90,39 @@ pub async fn mount_opened_if_whole(
     opened: &Opened,
     in_own_namespace: bool,
 ) -> Result<Outcome, HostError> {
-    let mounted = async {
-        let target = hold(spec)?;
-        let files = find(opened, None).await?;
-        let made = attach(spec, &target, opened, &files)?;
-        if let Some(made) = made.filter(|_| !in_own_namespace) {
-            status::note_kernel_mount(&made, opened, &files);
-        }
-        Ok(())
-    };
-    match mounted.await {
+    outcome(async { mount_opened(spec, &hold(spec)?, opened, None, !in_own_namespace).await }.await)
+}
+
+fn outcome(mounted: Result<(), HostError>) -> Result<Outcome, HostError> {
+    match mounted {
         Ok(()) => Ok(Outcome::Mounted),
         Err(HostError::Kernel(why)) => Ok(Outcome::Not(why)),
         Err(error) => Err(error),
     }
 }
 
-/// Makes a kernel mount, and a record of it. Missing data is fetched if there is a `progress` to show it; otherwise missing
-/// data is an error.
+/// Makes a kernel mount. Missing data is fetched if there is a `progress` to show it; otherwise missing data is an
+/// error.
 fn try_mount(spec: &MountSpec, target: &Target, fetching: Option<&mut dyn Progress>) -> Result<(), HostError> {
     mount::in_runtime(async {
         let opened = open::open(&spec.image, &open::shared_layers(&spec.image.cache)?).await?;
-        let files = find(&opened, fetching).await?;
-        if let Some(made) = attach(spec, target, &opened, &files)? {
-            status::note_kernel_mount(&made, &opened, &files);
-        }
-        Ok(())
+        mount_opened(spec, target, &opened, fetching, true).await
     })
+}
+
+async fn mount_opened(
+    spec: &MountSpec,
+    target: &Target,
+    opened: &Opened,
+    fetching: Option<&mut dyn Progress>,
+    is_recorded: bool,
+) -> Result<(), HostError> {
+    let files = find(opened, fetching).await?;
+    let made = attach(spec, target, opened, &files)?;
+    if let Some(made) = made.filter(|_| is_recorded) {
+        status::note_kernel_mount(&made, opened, &files);
+    }
+    Ok(())
 }
 
 /// The files of an image, all of which is cached, or fetched if there is a `progress` to show it.

@@ -123,41 +123,32 @@ pub async fn named(image: &ImageSpec) -> Result<Digest, HostError> {
         return Ok(digest.clone());
     }
     let store = Arc::clone(shared_layers(&image.cache)?.store());
-    let asked = async {
+    if !matches!(image.reference.place(), Place::Registry(_)) {
         let (source, _) = source(&image.reference, &image.access, &store).await?;
-        Ok::<_, HostError>(source.head().await?)
-    };
-    let is_registry = matches!(image.reference.place(), Place::Registry(_));
+        return Ok(source.head().await?.digest);
+    }
     let canonical = image.reference.canonical();
-    let is_offline = image.access.network == Network::Offline;
-    match asked.await {
-        Ok(root) => {
-            let known = store.tag(&canonical);
+    let known = store.tag(&canonical);
+    if image.access.network == Network::Offline {
+        let offline = || PlanError::Offline { reference: image.reference.to_string() }.into();
+        return known.map(|known| known.digest).ok_or_else(offline);
+    }
+    let (source, _) = source(&image.reference, &image.access, &store).await?;
+    match (source.head().await, known) {
+        (Ok(root), known) => {
             // A target that is cached stays what other commands use.
-            if is_registry && known.is_none_or(|known| store.document(&known.digest, known.size).is_none()) {
-                let (digest, size) = (root.digest.clone(), root.size);
-                let media_type = root.media_type.as_str().to_owned();
-                let record = TagRecord { reference: canonical, digest, media_type, size };
-                if let Err(error) = store.keep_tag(&record) {
-                    store.cannot_keep("the target of the reference", &error);
-                }
+            if known.is_none_or(|known| store.document(&known.digest, known.size).is_none())
+                && let Err(error) = store.keep_tag(&TagRecord::new(canonical, &root))
+            {
+                store.cannot_keep("the target of the reference", &error);
             }
             Ok(root.digest)
         }
-        Err(HostError::Source(error @ (SourceError::Unreachable { .. } | SourceError::NotFound { .. })))
-            if is_registry && (is_offline || matches!(error, SourceError::Unreachable { .. })) =>
-        {
-            match store.tag(&canonical) {
-                Some(record) if is_offline => Ok(record.digest),
-                Some(record) => {
-                    tracing::warn!("{error}; using the last known target of {}", image.reference);
-                    Ok(record.digest)
-                }
-                None if is_offline => Err(PlanError::Offline { reference: image.reference.to_string() }.into()),
-                None => Err(error.into()),
-            }
+        (Err(error @ SourceError::Unreachable { .. }), Some(known)) => {
+            tracing::warn!("{error}; using the last known target of {}", image.reference);
+            Ok(known.digest)
         }
-        Err(error) => Err(error),
+        (Err(error), _) => Err(error.into()),
     }
 }
 

@@ -579,12 +579,7 @@ impl Resolver<'_> {
     fn remember(&self, root: &Descriptor, bytes: &Bytes) {
         lock(&self.documents).note(root, bytes);
         for reference in [self.reference.canonical(), self.reference.clone().pinned(&root.digest).canonical()] {
-            let record = TagRecord {
-                reference,
-                digest: root.digest.clone(),
-                media_type: root.media_type.as_str().to_owned(),
-                size: root.size,
-            };
+            let record = TagRecord::new(reference, root);
             lock(&self.documents).root = Some(record.clone());
             if self.store.tag(&record.reference).as_ref() == Some(&record) {
                 continue;

@@ -34,6 +34,27 @@ impl LayerIndex {
         Ok(at)
     }
 
+    /// Where the spans end that decode from the same start as the one before `end`, as far as they begin within `most`
+    /// bytes of the blob from that start on.
+    ///
+    /// # Errors
+    /// [`IndexError::NoSpan`], or the index is damaged.
+    pub fn end_of_group(&self, mut end: SpanId, most: u64) -> Result<SpanId, IndexError> {
+        let count = SpanId(self.span_count());
+        if end == SpanId(0) || end >= count {
+            return Ok(end);
+        }
+        let start = self.span(self.decode_start(end.back(1))?)?.blob;
+        while end < count {
+            let span = self.span(end)?;
+            if span.kind != StartKind::Continued || span.blob.0.saturating_sub(start.0) >= most {
+                break;
+            }
+            end = end.next();
+        }
+        Ok(end)
+    }
+
     /// The bytes of the blob needed to decode from `start` to the end of span `last`.
     ///
     /// # Errors

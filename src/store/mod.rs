@@ -69,7 +69,7 @@ pub use passthrough_copy::PassthroughCopy;
 pub use seal::Stamp;
 pub use windows_file::WindowsFile;
 
-use crate::descriptor::MediaType;
+use crate::descriptor::{Descriptor, MediaType};
 use crate::digest::{Algorithm, Digest};
 
 use crate::trust::Untrusted;
@@ -110,6 +110,14 @@ pub struct TagRecord {
     pub media_type: String,
     /// Its size in bytes.
     pub size: u64,
+}
+
+impl TagRecord {
+    /// That `reference` (canonical) names this root document.
+    pub fn new(reference: String, root: &Descriptor) -> Self {
+        let media_type = root.media_type.as_str().to_owned();
+        Self { reference, digest: root.digest.clone(), media_type, size: root.size }
+    }
 }
 
 /// A file written under a temporary name, and renamed once it is complete.
