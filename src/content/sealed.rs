@@ -41,18 +41,24 @@ impl OpenLayer {
             return Ok(sealed.file);
         }
         for _ in 0..TRIES {
-            let missing = || SealError::Missing(self.blob().clone());
-            let sealed = self.store.seal_content(&self.content)?.ok_or_else(missing)?;
-            if let Some(damaged) = self.find_damaged(&sealed)? {
-                tracing::warn!(layer = %self.blob(), span = %damaged, "a cached span was damaged; it will be fetched again");
-                self.content.evict(SpanRange::one(damaged), self.span(damaged)?.decoded)?;
-                return Err(missing());
-            }
-            if self.store.record_verified(name, &self.content, &sealed) {
+            let sealed = self.compared()?;
+            if self.store.record_verified(name, &self.content, &sealed)? {
                 return Ok(sealed.file);
             }
         }
         Err(SealError::Missing(self.blob().clone()))
+    }
+
+    /// As [`OpenLayer::seal`], for this process alone, and without waiting for the disk.
+    pub(super) fn compared(&self) -> Result<SealedContent, SealError> {
+        let missing = || SealError::Missing(self.blob().clone());
+        let sealed = self.store.seal_content(&self.content)?.ok_or_else(missing)?;
+        if let Some(damaged) = self.find_damaged(&sealed)? {
+            tracing::warn!(layer = %self.blob(), span = %damaged, "a cached span was damaged; it will be fetched again");
+            self.content.evict(SpanRange::one(damaged), self.span(damaged)?.decoded)?;
+            return Err(missing());
+        }
+        Ok(sealed)
     }
 
     /// A span that is not what it should be, if there is one.

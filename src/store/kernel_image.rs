@@ -23,38 +23,58 @@ pub struct SealedContent {
     stamp: Stamp,
 }
 
+impl SealedContent {
+    /// Its identity and change time.
+    pub fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+}
+
 impl Store {
+    /// A layer's content file, sealed or not.
+    pub fn content_file(&self, layer: LayerName<'_>) -> Option<SealedContent> {
+        let file = self.files.open_read(&self.content_paths(layer).data).ok()?;
+        let stamp = Stamp::of(&file).ok()?;
+        Some(SealedContent { file, stamp })
+    }
+
     /// A layer's content, if all of it was verified and nothing was written since.
     pub fn verified_content(&self, layer: LayerName<'_>) -> Option<SealedContent> {
         let path = self.content_paths(layer).data;
-        let file = self.files.open_read(&path).ok()?;
-        let stamp = Stamp::of(&file).ok()?;
-        self.seal_holds(&path, layer.diff_id, stamp).then_some(SealedContent { file, stamp })
+        self.content_file(layer).filter(|found| self.seal_holds(&path, layer.diff_id, found.stamp))
     }
 
     /// Seals the content of a layer for verification; `None` if some of it is missing.
     ///
     /// # Errors
-    /// [`StoreError::Io`], also if the disk fails to store what was written to the file.
+    /// [`StoreError::Io`]
     pub fn seal_content(&self, content: &Content) -> Result<Option<SealedContent>, StoreError> {
         let Some(file) = content.seal()? else { return Ok(None) };
-        let path = content.data_path();
-        // Without a sync, the kernel may drop unwritten bytes later without a visible change.
-        self.files.sync(&file, path).map_err(StoreError::io("sync", path))?;
-        let stamp = Stamp::of(&file).map_err(StoreError::io("read", path))?;
+        let stamp = Stamp::of(&file).map_err(StoreError::io("read", content.data_path()))?;
         Ok(Some(SealedContent { file, stamp }))
     }
 
     /// Records for other processes that `sealed`, all content of a layer, was verified; returns whether nothing was
-    /// written meanwhile.
-    pub fn record_verified(&self, layer: LayerName<'_>, content: &Content, sealed: &SealedContent) -> bool {
+    /// written meanwhile. Waits for the disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if the disk fails to store what was written to the file.
+    pub fn record_verified(
+        &self,
+        layer: LayerName<'_>,
+        content: &Content,
+        sealed: &SealedContent,
+    ) -> Result<bool, StoreError> {
+        let path = content.data_path();
+        // Without a sync, the kernel may drop unwritten bytes later without a visible change.
+        self.files.sync(&sealed.file, path).map_err(StoreError::io("sync", path))?;
         if Stamp::of(&sealed.file).ok() != Some(sealed.stamp) {
-            return false;
+            return Ok(false);
         }
-        if let Err(error) = self.write_seal(content.data_path(), layer.diff_id, sealed.stamp) {
+        if let Err(error) = self.write_seal(path, layer.diff_id, sealed.stamp) {
             tracing::debug!(%error, "other processes will compare the content of a layer again");
         }
-        true
+        Ok(true)
     }
 
     /// The image of the layers with this chain, if it is intact.

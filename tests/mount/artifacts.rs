@@ -299,8 +299,7 @@ fn the_kernel_mounts_and_reads_files_of_artifacts() {
         assert_eq!(std::fs::read(at.join("small")).unwrap(), b"small");
         at.unmount();
     }
-    let copies = sandbox.bucket("whole-v2").into_iter().filter(|path| path.extension().unwrap() != "seal").count();
-    assert_eq!(copies, 1, "one blob is one file");
+    assert!(sandbox.bucket("whole-v2").is_empty(), "a file that is all of its layer needs no copy");
     let checked = sandbox.run(["cache", "verify"]);
     assert!(checked.status.success(), "{}", said(&checked));
 }

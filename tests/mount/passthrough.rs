@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use peelfs_loopback::image::{ImageBuilder, Layer, LayerBuilder, Packing};
+use peelfs_loopback::image::{ArtifactBuilder, ImageBuilder, Layer, LayerBuilder, Packing};
 use peelfs_loopback::registry::{Catalog, Registry};
 use peelfs_loopback::tar::{Entry, Header, append_padded, append_pax};
 use rustix::process::Signal;
@@ -212,6 +212,41 @@ fn one_blob_with_two_readings_shows_each_image_its_own() {
     );
     assert!(sandbox.run(["cache", "prune", "--content"]).status.success());
     assert_eq!((own_files(&sandbox), sandbox.bucket("content-v2").len()), (0, 0));
+}
+
+#[test]
+fn a_file_that_is_all_of_its_layer_needs_no_copy() {
+    if cannot_mount() {
+        return;
+    }
+    let artifact = ArtifactBuilder::new("application/x").file("weights", content(1, LARGE)).build();
+    let registry = Registry::start(Catalog::new().image("m", "1", &artifact)).unwrap();
+    let sandbox = Sandbox::new();
+    let mount = || sandbox.mount_with(&registry.reference("m", "1"), "mnt", &["--passthrough"]);
+    let at = mount();
+    assert!(read(&at.join("weights")) == content(1, LARGE));
+    let held = File::open(at.join("weights")).unwrap();
+    assert!(is_passed_through(&at, &held, content(1, LARGE)));
+    assert_eq!(own_files(&sandbox), 0);
+    let dropped = sandbox.run(["cache", "drop", "--content", "--all"]);
+    assert!(dropped.status.success(), "{}", said(&dropped));
+    assert!(is_passed_through(&at, &held, content(1, LARGE)));
+    drop(held);
+    // From the registry, through the server.
+    assert!(read(&at.join("weights")) == content(1, LARGE));
+    at.unmount();
+
+    // Another process finds what was changed since, and fetches it again.
+    let files = sandbox.bucket("content-v2");
+    let own = files.iter().find(|path| path.extension().unwrap() == "data").unwrap();
+    File::options().write(true).open(own).unwrap().write_all_at(b"wrong", 1_234_567).unwrap();
+    let at = mount();
+    assert!(read(&at.join("weights")) == content(1, LARGE));
+    let again = File::open(at.join("weights")).unwrap();
+    assert!(is_passed_through(&at, &again, content(1, LARGE)));
+    drop(again);
+    at.unmount();
+    assert_eq!(own_files(&sandbox), 0);
 }
 
 #[test]
