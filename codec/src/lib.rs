@@ -80,7 +80,7 @@ pub struct Limits {
     pub zstd_ratio: u64,
     /// Decoded bytes to which `zstd_ratio` does not apply: sparse files compress extremely well.
     pub ratio_free: u64,
-    /// Bytes of a zstd frame between two blocks at which decoding can start, at least; at most 16 times that, unless they
+    /// Bytes of a zstd frame between two blocks at which decoding can start, at least; at most 20 times that, unless they
     /// decode to very much.
     pub zstd_spacing: u64,
     /// Bytes of the blob between two places inside a deflate block at which decoding can start, at least. Decoded, there

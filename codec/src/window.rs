@@ -118,19 +118,19 @@ impl WindowPacker {
 
     /// [`Window::to_bytes`] of this window.
     pub fn pack(&mut self, window: &Window) -> Vec<u8> {
-        let (bytes, level) = match &window.0 {
+        let bytes = match &window.0 {
             Form::Deflate(bytes) if bytes.is_empty() => return Vec::new(),
-            Form::Deflate(bytes) => (Cow::Borrowed(&bytes[..]), 3),
+            Form::Deflate(bytes) => Cow::Borrowed(&bytes[..]),
             Form::InsideBlock(state, bytes) => {
                 let mut all = Vec::with_capacity(block_state::MOST_BYTES + bytes.len());
                 state.put(&mut all);
                 all.extend_from_slice(bytes);
-                (Cow::Owned(all), 3)
+                Cow::Owned(all)
             }
-            Form::Zstd(checkpoint) => (Cow::Owned(checkpoint.to_bytes()), LEVEL_OF_BLOCK),
+            Form::Zstd(checkpoint) => Cow::Owned(checkpoint.to_bytes()),
         };
         let mut packed = vec![0; zstd_safe::compress_bound(bytes.len())];
-        let length = self.0.compress(&mut packed[..], &bytes, level).expect("the bound leaves room");
+        let length = self.0.compress(&mut packed[..], &bytes, LEVEL).expect("the bound leaves room");
         packed.truncate(length);
         packed
     }
@@ -144,8 +144,9 @@ impl Default for WindowPacker {
 
 /// The most bytes of a zstd block's checkpoint: 64 MiB before it, two numbers for each run of them, and tables.
 const MOST_OF_BLOCK: u64 = 256 << 20;
-/// Windows of zstd blocks are many, and a higher level makes them hardly smaller.
-const LEVEL_OF_BLOCK: i32 = 1;
+/// Windows of blocks in zstd frames, of which an index mostly consists, take 1.08 to 1.15 times the bytes at level 1. At level 5
+/// they take 0.97, and a pass a quarter more CPU time.
+const LEVEL: i32 = 3;
 
 /// A stored window that cannot be read.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
