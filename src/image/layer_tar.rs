@@ -60,7 +60,7 @@ fn files(reader: &LayerReader) -> Result<Vec<FileInTar>, crate::layer::IndexErro
         let extents = index.extents(id, FileOffset(0)..FileOffset(entry.size()))?;
         let [extent] = &extents[..] else { continue };
         let Some(at) = extent.decoded else { continue };
-        let path = index.path(id)?;
+        let Some(path) = index.path_within(id, PATH_MOST)? else { continue };
         // Names that look like whiteouts are not shown.
         let hidden = path.split(|byte| *byte == b'/').any(|name| name.starts_with(b".wh."));
         if let (false, Ok(path)) = (hidden, String::from_utf8(path)) {
@@ -98,3 +98,6 @@ impl LayerTar {
         }
     }
 }
+
+/// Bytes of a path that Linux resolves at once: who has only the tar asks for no other files by name.
+const PATH_MOST: usize = 4095;

@@ -599,6 +599,29 @@ mod tests {
     }
 
     #[test]
+    fn directories_in_each_other_are_found_after_a_few_steps() {
+        let mut tar = Tar::default();
+        (0..4000).for_each(|number| tar = std::mem::take(&mut tar).file(&format!("f{number}"), b""));
+        let bytes = written(&tree(&tar.end()).unwrap());
+        for (length, before) in [(1, 0), (2, 0), (2, 50), (1000, 0), (3000, 900)] {
+            // Entry after entry, and from the last one back to one of them.
+            let mut hostile = bytes.clone();
+            for id in 1..=before + length {
+                let parent = if id == before + length { before + 1 } else { id + 1 };
+                hostile[id * 64..id * 64 + 4].copy_from_slice(&(parent as u32).to_le_bytes());
+            }
+            resign(&mut hostile);
+            let index = open(&hostile).unwrap();
+            let path = index.path(EntryId(1)).unwrap_err().to_string();
+            assert!(path.contains("in itself"), "{path}");
+            assert_eq!(index.path_within(EntryId(1), 1).unwrap(), None, "no further than asked");
+        }
+        let index = open(&bytes).unwrap();
+        assert_eq!(index.path_within(EntryId(7), 2).unwrap().unwrap(), b"f6");
+        assert_eq!(index.path_within(EntryId(7), 1).unwrap(), None);
+    }
+
+    #[test]
     fn hostile_indexes_with_right_checksums_never_panic() {
         let (spans, windows) = spans();
         let mut bytes = Vec::new();

@@ -223,18 +223,36 @@ impl LayerIndex {
     /// # Errors
     /// [`IndexError::NoEntry`], or the index is damaged.
     pub fn path(&self, id: EntryId) -> Result<Vec<u8>, IndexError> {
+        let path = self.path_within(id, usize::MAX)?;
+        path.ok_or(IndexError::Malformed { what: "a directory is deeper than any layer has" })
+    }
+
+    /// As [`LayerIndex::path`]; `None` for one of more than `most` bytes, of which the rest is not looked at.
+    ///
+    /// # Errors
+    /// [`IndexError::NoEntry`], or the index is damaged.
+    pub fn path_within(&self, id: EntryId, most: usize) -> Result<Option<Vec<u8>>, IndexError> {
         let mut parts = Vec::new();
-        let mut at = id;
+        let (mut at, mut length) = (id, 0);
+        // Brent's search for a cycle: one of a few entries ends after a few steps.
+        let (mut seen, mut until) = (id, 1);
         while at != EntryId::ROOT {
-            // A cycle of parents would never end.
-            if parts.len() > PATH_PARTS {
-                return Err(IndexError::Malformed { what: "a directory is deeper than any layer has" });
+            let name = self.name(at)?;
+            length += name.len() + usize::from(length > 0);
+            if length > most || parts.len() >= PATH_PARTS {
+                return Ok(None);
             }
-            parts.push(self.name(at)?);
+            parts.push(name);
             at = EntryId(self.record(at)?.parent);
+            if at == seen {
+                return Err(IndexError::Malformed { what: "a directory is in itself" });
+            }
+            if parts.len() == until {
+                (seen, until) = (at, 2 * until);
+            }
         }
         parts.reverse();
-        Ok(parts.join(&b'/'))
+        Ok(Some(parts.join(&b'/')))
     }
 
     fn raw(&self, id: EntryId) -> Result<&[u8; Record::BYTES], IndexError> {
