@@ -9,6 +9,7 @@ use clap_complete::ArgValueCompleter;
 
 use peelfs::digest::Digest;
 use peelfs::host::spec::{IndexFrom, repository};
+use peelfs::host::push::Ztocs;
 use peelfs::host::{http, size};
 use peelfs::image::LayerChoice;
 use peelfs::reference::RegistryName;
@@ -766,6 +767,12 @@ pub(crate) enum IndexCommand {
         /// With `--as soci`: leave out layers that are smaller, as `soci create` does
         #[arg(long, value_name = "SIZE", default_value = "10MiB", value_parser = size::parse)]
         min_layer_size: u64,
+        /// With `--as soci`: decoded bytes of a span, as `soci create` has it, from 256KiB to 64MiB
+        ///
+        /// A span is fetched as a whole. Of smaller ones a read brings less, and the table that is fetched first is longer: 32 KiB
+        /// for each.
+        #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = span_size)]
+        span_size: u64,
     },
     /// Commands that `peelfs profile` has, too.
     #[command(flatten)]
@@ -859,6 +866,13 @@ pub(crate) struct StatusArgs {
 pub(crate) fn interval(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().filter(|seconds| (0.1..=3600.0).contains(seconds));
     seconds.map(Duration::from_secs_f64).ok_or_else(|| "write a number of seconds from 0.1 to 3600".to_owned())
+}
+
+/// How much of a layer a span of a zTOC should have.
+fn span_size(text: &str) -> Result<u64, String> {
+    let bytes = size::parse(text).map_err(|error| error.to_string())?;
+    let fits = Ztocs::SPAN_SIZES.contains(&bytes).then_some(bytes);
+    fits.ok_or_else(|| "write a size from 256KiB to 64MiB".to_owned())
 }
 
 /// `peelfs completions`

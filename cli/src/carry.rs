@@ -9,7 +9,7 @@ use super::args::{AccessArgs, CarryCommand, ImageArgs, IndexCommand, MirrorArg, 
 use super::progress::{Counted, Meter, above};
 use super::{specs, text};
 use peelfs::content::{self, Profiles, TransferError};
-use peelfs::host::push::{self, Pushed, Step};
+use peelfs::host::push::{self, Pushed, Step, Ztocs};
 use peelfs::host::report::{Code, Report};
 use peelfs::host::{open, process, sign};
 use peelfs::image::LayerRef;
@@ -18,12 +18,15 @@ use peelfs::signature::PrivateKey;
 
 pub(super) fn index(command: &IndexCommand) -> Result<(), Report> {
     match command {
-        IndexCommand::Push { image, to, format, sign_key, min_layer_size } => {
+        IndexCommand::Push { image, to, format, sign_key, min_layer_size, span_size } => {
             // Before anything is sent, and anything takes long.
             let key = sign_key.as_deref().map(sign::private_key).transpose()?;
             match format {
                 PushedFormat::Peelfs => push(image, to.as_ref(), key.as_ref()),
-                PushedFormat::Soci => push_soci(image, to.as_ref(), (*min_layer_size, key.as_ref())),
+                PushedFormat::Soci => {
+                    let ztocs = Ztocs { min_layer_size: *min_layer_size, span_size: *span_size };
+                    push_soci(image, to.as_ref(), (ztocs, key.as_ref()))
+                }
             }?;
             match key {
                 Some(key) => say(&format!("signed with the key {}", key.public().fingerprint())),
@@ -69,7 +72,7 @@ fn push(image: &ImageArgs, to: Option<&RegistryName>, key: Option<&PrivateKey>) 
 }
 
 /// Pushes a SOCI index of an image.
-fn push_soci(image: &ImageArgs, to: Option<&RegistryName>, how: (u64, Option<&PrivateKey>)) -> Result<(), Report> {
+fn push_soci(image: &ImageArgs, to: Option<&RegistryName>, how: (Ztocs, Option<&PrivateKey>)) -> Result<(), Report> {
     let meter = Meter::start("pushing a SOCI index", image.opening.quiet.into());
     let tell = |step| match step {
         Step::Describing { size, progress, .. } | Step::Reading { size, progress, .. } => {

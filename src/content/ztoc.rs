@@ -11,7 +11,6 @@ use super::layer_ref::LayerRef;
 use super::pass::{PassError, PassProgress};
 use crate::codec::{BlockStart, CodecError, LayerDecoder, Limits, OutputBuffer, Status};
 use crate::digest::{Algorithm, Digest, Hasher};
-use crate::documents::SOCI_SPACING as SPACING;
 use crate::layer::foreign::soci::{NoZtoc, ZtocSpans, ZtocWriter};
 use crate::layer::{TarError, TarWalker, WalkError};
 use crate::offsets::BlobOffset;
@@ -37,14 +36,14 @@ pub enum ZtocError {
     None(#[from] NoZtoc),
 }
 
-/// The zTOC of a gzip layer, with spans of some 4 MiB.
+/// The zTOC of a gzip layer, with spans of `span_size` decoded bytes and some more.
 ///
 /// # Errors
 /// [`ZtocError`]
 pub async fn make_ztoc(
     layer: &LayerRef,
     source: &Arc<dyn BlobSource>,
-    limits: Limits,
+    (limits, span_size): (Limits, u64),
     progress: &PassProgress,
 ) -> Result<Vec<u8>, ZtocError> {
     let digest = || layer.blob.digest.clone();
@@ -53,7 +52,7 @@ pub async fn make_ztoc(
     let (sender, receiver) = mpsc::channel(PIECES_AHEAD);
     let decoding = {
         let (layer, limits) = (layer.clone(), limits.of_blob(layer.blob.size));
-        tokio::task::spawn_blocking(move || decode(&layer, limits, receiver))
+        tokio::task::spawn_blocking(move || decode(&layer, (limits, span_size), receiver))
     };
     let mut fetched = Ok(());
     while let Some(piece) = stream.next().await {
@@ -77,9 +76,13 @@ pub async fn make_ztoc(
     made
 }
 
-fn decode(layer: &LayerRef, limits: Limits, mut pieces: mpsc::Receiver<Bytes>) -> Result<Vec<u8>, ZtocError> {
+fn decode(
+    layer: &LayerRef,
+    (limits, spacing): (Limits, u64),
+    mut pieces: mpsc::Receiver<Bytes>,
+) -> Result<Vec<u8>, ZtocError> {
     let codec = |cause: CodecError| PassError::Codec { layer: layer.blob.digest.clone(), cause };
-    let mut decoder = LayerDecoder::noting_blocks(limits, SPACING);
+    let mut decoder = LayerDecoder::noting_blocks(limits, spacing);
     let (mut out, mut walker, mut writer) =
         (OutputBuffer::new(OutputBuffer::CAPACITY), TarWalker::new(), ZtocWriter::default());
     let (mut blob, mut spans, mut size) = (Hasher::new(layer.blob.digest.algorithm()), Spans::default(), 0);
@@ -112,7 +115,7 @@ fn decode(layer: &LayerRef, limits: Limits, mut pieces: mpsc::Receiver<Bytes>) -
     let decoded_size = walker.position().0;
     walker.finish().map_err(|cause| tar(cause.into()))?;
     let (starts, digests) = spans.finish(decoded_size);
-    let spans = ZtocSpans { blob_size: size, decoded_size, spacing: SPACING, starts: &starts, digests: &digests };
+    let spans = ZtocSpans { blob_size: size, decoded_size, spacing, starts: &starts, digests: &digests };
     Ok(writer.finish(&spans)?)
 }
 

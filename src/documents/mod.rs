@@ -39,7 +39,7 @@ pub use index_artifact::{
     ArtifactError, INDEX_ARTIFACT, IndexArtifact, PushedBlob, PushedIndex, PushedWindows, referrers,
 };
 use keys::check_keys;
-pub use soci::{SOCI_INDEX, SOCI_V1, SOCI_V2, SPACING as SOCI_SPACING, SociIndex, SociPrefetch};
+pub use soci::{SOCI_INDEX, SOCI_V1, SOCI_V2, SociIndex, SociPrefetch};
 
 /// The largest document that is read, in bytes.
 pub const DOCUMENT_LIMIT: usize = 4 << 20;

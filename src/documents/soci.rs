@@ -30,8 +30,6 @@ const LAYER_TYPE: &str = "com.amazon.soci.image-layer-mediaType";
 const SPAN_SIZE: &str = "com.amazon.soci.span-size";
 /// Annotation of an index: who has made it.
 const TOOL: &str = "com.amazon.soci.build-tool-identifier";
-/// Decoded bytes of a span, or some more, in zTOCs that are written.
-pub const SPACING: u64 = 4 << 20;
 /// The version of [`Prefetch`].
 const PREFETCH_VERSION: &str = "1.0";
 /// The most ranges of spans of one layer that are read.
@@ -83,14 +81,15 @@ impl SociIndex {
         Ok(index)
     }
 
-    /// The manifest of an index of version 1 for `subject`, which has these zTOCs: each with its layer.
-    pub fn manifest(subject: &Descriptor, ztocs: &[(&Descriptor, Descriptor)]) -> Vec<u8> {
+    /// The manifest of an index of version 1 for `subject`, which has these zTOCs: each with its layer. Spans should have
+    /// `span_size` decoded bytes.
+    pub fn manifest(subject: &Descriptor, ztocs: &[(&Descriptor, Descriptor)], span_size: u64) -> Vec<u8> {
         let layers = ztocs.iter().map(|(layer, ztoc)| {
             let mut entry = Entry::described(ztoc);
             entry["annotations"] = json!({
                 LAYER: layer.digest.to_string(),
                 LAYER_TYPE: layer.media_type.as_str(),
-                SPAN_SIZE: SPACING.to_string(),
+                SPAN_SIZE: span_size.to_string(),
             });
             entry
         });

@@ -4,6 +4,7 @@
 //! One that was imported or found in a registry would get another voucher without another proof, so such a layer is read
 //! first, as one without an index is. Layers that bring a table of contents along are left out: every machine has it.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -285,15 +286,30 @@ async fn signed(
     })
 }
 
-/// Pushes zTOCs of an image's gzip layers of `least` bytes and more, and a SOCI index of version 1 that refers to the image, to
-/// its repository, or to `to`, and signs the index with `key`. `tell` is told what begins.
+/// Which layers get a zTOC, and how they are cut.
+#[derive(Clone, Copy, Debug)]
+pub struct Ztocs {
+    /// Smaller layers get none.
+    pub min_layer_size: u64,
+    /// Decoded bytes of a span, at least; within [`Ztocs::SPAN_SIZES`].
+    pub span_size: u64,
+}
+
+impl Ztocs {
+    /// Each span takes 32 KiB of the zTOC, all of which is fetched before the first name is known; and all of a span is fetched
+    /// before any of it is shown.
+    pub const SPAN_SIZES: RangeInclusive<u64> = 256 << 10..=64 << 20;
+}
+
+/// Pushes zTOCs of an image's gzip layers, and a SOCI index of version 1 that refers to the image, to its repository, or to `to`,
+/// and signs the index with `key`. `tell` is told what begins.
 ///
 /// # Errors
 /// [`IndexPushError`]; blobs that were stored before remain.
 pub async fn push_soci(
     image: &ImageSpec,
     to: Option<&RegistryName>,
-    (least, key): (u64, Option<&PrivateKey>),
+    (how, key): (Ztocs, Option<&PrivateKey>),
     tell: impl Fn(Step),
 ) -> Result<Pushed, IndexPushError> {
     let Target { opened, registry, name, mut pushed } = target(image, to).await?;
@@ -305,14 +321,14 @@ pub async fn push_soci(
         if ztocs.iter().any(|(known, _)| known.digest == layer.blob.digest) {
             continue;
         }
-        if layer.compression() != Some(Compression::Gzip) || layer.blob.size < least {
+        if layer.compression() != Some(Compression::Gzip) || layer.blob.size < how.min_layer_size {
             pushed.left_out += 1;
             continue;
         }
         let (progress, size) = (Arc::<PassProgress>::default(), layer.blob.size);
         tell(Step::Describing { number: number + 1, count, size, progress: Arc::clone(&progress) });
         let source: Arc<dyn BlobSource> = Arc::new(Inlined::before(Arc::clone(&opened.source)));
-        let ztoc = match content::make_ztoc(layer, &source, Limits::default().codec, &progress).await {
+        let ztoc = match content::make_ztoc(layer, &source, (Limits::default().codec, how.span_size), &progress).await {
             Ok(ztoc) => Bytes::from(ztoc),
             Err(ZtocError::None(why)) => {
                 tracing::warn!(layer = %layer.blob.digest, %why, "a layer gets no zTOC");
@@ -333,10 +349,10 @@ pub async fn push_soci(
         ztocs.push((&layer.blob, described));
     }
     if ztocs.is_empty() {
-        return Err(IndexPushError::NoZtocs { reference: opened.reference.to_string(), least });
+        return Err(IndexPushError::NoZtocs { reference: opened.reference.to_string(), least: how.min_layer_size });
     }
     let image = &opened.plan.manifest;
-    let manifest = Bytes::from(SociIndex::manifest(image, &ztocs));
+    let manifest = Bytes::from(SociIndex::manifest(image, &ztocs, how.span_size));
     signed(&registry, &name, &Digest::of(Algorithm::Sha256, &manifest), key).await?;
     let entry = SociIndex::entry(&manifest);
     pushed.artifact = registry.push_referrer(&image.digest, &manifest, &entry).await.map_err(push)?;

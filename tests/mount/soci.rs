@@ -279,8 +279,13 @@ fn a_soci_index_is_pushed_and_used_by_another_machine() {
     let (here, there) = (Sandbox::new(), Sandbox::new());
     let refused = here.run(["index", "push", "--as", "soci", "--min-layer-size", "1GiB", &reference]);
     assert!(said(&refused).contains("--min-layer-size"), "{}", said(&refused));
-    let pushed = here.run(["index", "push", "--as", "soci", "--min-layer-size", "1", &reference]);
-    assert!(pushed.status.success(), "{}", said(&pushed));
+    let small = here.run(["index", "push", "--as", "soci", "--span-size", "200KiB", &reference]);
+    assert!(said(&small).contains("from 256KiB to 64MiB"), "{}", said(&small));
+    let push = |span_size: &str| {
+        here.run(["index", "push", "--as", "soci", "--min-layer-size", "1", "--span-size", span_size, &reference])
+    };
+    let (pushed, finer) = (push("4MiB"), push("1MiB"));
+    assert!(pushed.status.success() && finer.status.success(), "{}{}", said(&pushed), said(&finer));
     let told = String::from_utf8(pushed.stdout).unwrap();
     assert!(told.starts_with("pushed the SOCI index of 2 layers to "), "{told}");
 
@@ -288,6 +293,17 @@ fn a_soci_index_is_pushed_and_used_by_another_machine() {
     let index: Value = serde_json::from_slice(&registry.document("team/app", digest).unwrap()).unwrap();
     assert_eq!(index["config"]["mediaType"], soci::V1);
     assert_eq!(index["subject"]["digest"], image.root().digest.to_string());
+    let span_size = |told: &str, size: &str| {
+        let digest = told.lines().next().unwrap().rsplit(": ").next().unwrap();
+        let index: Value = serde_json::from_slice(&registry.document("team/app", digest).unwrap()).unwrap();
+        let ztoc = index["layers"].as_array().unwrap().iter().max_by_key(|ztoc| ztoc["size"].as_u64()).unwrap();
+        assert_eq!(ztoc["annotations"]["com.amazon.soci.span-size"], size);
+        ztoc["size"].as_u64().unwrap()
+    };
+    let finer = String::from_utf8(finer.stdout).unwrap();
+    let (coarse, fine) = (span_size(&told, "4194304"), span_size(&finer, "1048576"));
+    // 11 MiB: two places to begin at, or ten.
+    assert!(fine >= coarse + (6 << 15), "{coarse} {fine}");
     let mounted = there.mount_with(&reference, "a", &["--verify", "vouched", "--prefetch", "none"]);
     assert_same("the model", &tree_of(&entries), &mounted.path, Compare::Exactly);
     assert_eq!(of_layers(&status(&there, &mounted, &[]), "origin"), ["SOCI v1", "SOCI v1", "own index"]);
