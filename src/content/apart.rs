@@ -70,7 +70,7 @@ fn decoder_of(known: &Span, skip: u64) -> Result<LayerDecoder, CodecError> {
 }
 
 /// What `encoded` decodes to without the first `skip` bytes: the first `wanted` of it, or as many as there are.
-pub(super) fn decode(
+fn decode(
     decoder: &mut LayerDecoder,
     skip: u64,
     wanted: usize,
@@ -120,6 +120,12 @@ impl Input {
         while self.at < to {
             into.extend_from_slice(&self.next(to)?);
         }
+        Some(())
+    }
+
+    /// Takes what there is of one piece before `to`.
+    pub(super) fn take_some(&mut self, to: BlobOffset, into: &mut Vec<u8>) -> Option<()> {
+        into.extend_from_slice(&self.next(to)?);
         Some(())
     }
 

@@ -1,4 +1,6 @@
-//! Decoding spans whose digests are of the blob's bytes: each is compared before anything of it is decoded.
+//! Decoding spans whose digests are of the blob's bytes: each is compared as a whole before anything of it is stored or shown.
+//!
+//! It is decoded as it comes, since a span of SOCI has some MiB: a reader would wait for its bytes, and then for their decoder.
 //!
 //! Neighbours share a byte of the blob where the second begins in the middle of it, and the second's window is the end of the
 //! first.
@@ -6,11 +8,11 @@
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::apart::{Input, decode};
+use super::apart::Input;
 use super::error::ReadError;
 use super::fetch::{Fetcher, OUTPUT, SpanRun};
 use super::spans;
-use crate::codec::{CodecError, OutputBuffer};
+use crate::codec::{CodecError, LayerDecoder, OutputBuffer, Status};
 use crate::layer::{Check, IndexError};
 use crate::offsets::BlobOffset;
 use crate::span::{SpanId, SpanRange};
@@ -41,13 +43,26 @@ impl Fetcher {
             if shared == 0 {
                 input.skip_to(range.start).ok_or_else(|| self.ended())?;
             }
-            input.take_to(range.end, &mut encoded).ok_or_else(|| self.ended())?;
             let (mut decoder, known) = self.decoder_for(SpanRange::one(span), codec_error)?;
+            let wanted = spans::length(&known);
+            // While the rest comes: a reader waits for all of it.
+            let (mut decoded, mut failed, mut seen) = (Vec::with_capacity(wanted.min(USUAL)), None, 0);
+            loop {
+                if failed.is_none() {
+                    failed = decode(&mut decoder, wanted, &encoded[seen..], &mut out, &mut decoded).err();
+                }
+                seen = encoded.len();
+                if input.at >= range.end {
+                    break;
+                }
+                input.take_some(range.end, &mut encoded).ok_or_else(|| self.ended())?;
+            }
             if known.check.is_of_blob() {
                 self.compare(span, &known, &encoded)?;
             }
-            let wanted = spans::length(&known);
-            let decoded = decode(&mut decoder, 0, wanted, &encoded, &mut out).map_err(codec_error)?;
+            if let Some(error) = failed {
+                return Err(codec_error(error));
+            }
             if decoded.len() < wanted {
                 // The bytes are those that were promised, and what is said of them is not.
                 return Err(codec_error(CodecError::Truncated { at: decoder.blob_offset() }));
@@ -75,3 +90,27 @@ impl Fetcher {
         Err(ReadError::Corrupt { layer: self.layer.blob().clone(), span, expected, actual })
     }
 }
+
+/// Decodes more of a span until `decoded` has the `wanted` bytes, or there are none.
+fn decode(
+    decoder: &mut LayerDecoder,
+    wanted: usize,
+    mut encoded: &[u8],
+    out: &mut OutputBuffer,
+    decoded: &mut Vec<u8>,
+) -> Result<(), CodecError> {
+    out.discard();
+    while decoded.len() < wanted {
+        let status = decoder.decode(&mut encoded, out)?;
+        let more = out.decoded();
+        decoded.extend_from_slice(&more[..more.len().min(wanted - decoded.len())]);
+        out.discard();
+        if status != Status::OutputFull {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Memory for a span before any of it has come.
+const USUAL: usize = 8 << 20;
