@@ -114,7 +114,17 @@ impl Layer {
         let (partial, others) = (None, Others::Wait);
         let (source, store, progress, schedule) = (&source, &store, &progress, &schedule);
         runtime
-            .block_on(pass.run(&Means { source, store, progress, schedule, partial, others, pushed: None, soci: None }))
+            .block_on(pass.run(&Means {
+                source,
+                store,
+                progress,
+                schedule,
+                partial,
+                others,
+                pushed: None,
+                soci: None,
+                turns: None,
+            }))
             .expect("the layer is good");
         dir
     }

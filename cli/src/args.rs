@@ -8,8 +8,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::ArgValueCompleter;
 
 use peelfs::digest::Digest;
-use peelfs::host::spec::{IndexFrom, repository};
 use peelfs::host::push::Ztocs;
+use peelfs::host::spec::{IndexFrom, repository};
 use peelfs::host::{http, size};
 use peelfs::image::LayerChoice;
 use peelfs::reference::RegistryName;

@@ -112,9 +112,13 @@ mod tests {
         let source: Arc<dyn BlobSource> = Arc::new(Inlined::before(Arc::new(OfflineSource::new("app".to_owned()))));
         let (progress, schedule) = (Arc::default(), ScheduledPass::new(&PassScheduler::new()));
         let (source, progress, schedule, partial, others) = (&source, &progress, &schedule, None, Others::Wait);
-        open(pass, origins, &Means { source, store, progress, schedule, partial, others, pushed: None, soci: None })
-            .await
-            .unwrap()
+        open(
+            pass,
+            origins,
+            &Means { source, store, progress, schedule, partial, others, pushed: None, soci: None, turns: None },
+        )
+        .await
+        .unwrap()
     }
 
     #[tokio::test]

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
 use super::beat::Beating;
@@ -78,6 +78,8 @@ pub struct Means<'a> {
     pub pushed: Option<&'a PushedIndexes>,
     /// The SOCI index that the image's manifest binds.
     pub soci: Option<&'a BoundSoci>,
+    /// Permits of passes that no reader waits for, if these are limited.
+    pub turns: Option<&'a Semaphore>,
 }
 
 /// Whether to wait for other processes that make the same pass.
@@ -208,6 +210,7 @@ impl FirstPass {
     /// # Errors
     /// [`PassError`]; nothing of the layer is cached then.
     pub async fn run(&self, means: &Means<'_>) -> Result<Arc<LayerIndex>, PassError> {
+        let _turn = means.schedule.turn(means.turns).await;
         let _place = means.schedule.place().await;
         loop {
             let lock = Arc::new(self.admitted(means).await?);

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use rustix::process::{getpriority_process, setpriority_process};
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
@@ -93,6 +94,23 @@ impl ScheduledPass {
     pub(super) async fn place(&self) -> Option<SemaphorePermit<'_>> {
         // The semaphore is never closed.
         self.scheduler.places.acquire().await.ok()
+    }
+
+    /// Waits for one of `turns`, or until a reader waits for this layer.
+    pub(super) async fn turn<'a>(&self, turns: Option<&'a Semaphore>) -> Option<SemaphorePermit<'a>> {
+        let turns = turns?;
+        // Tells of layers that become urgent, too.
+        let mut changes = self.scheduler.link.subscribe();
+        let mut turn = std::pin::pin!(turns.acquire());
+        while !self.is_urgent() {
+            tokio::select! {
+                biased;
+                turn = &mut turn => return turn.ok(),
+                _ = changes.changed() => {}
+            }
+        }
+        // It counts as one of those that run, if there is room.
+        turn.now_or_never()?.ok()
     }
 
     pub(super) fn take(&self) -> Lease<'_> {
@@ -222,12 +240,26 @@ const SILENCE: Duration = Duration::from_millis(500);
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use futures_util::FutureExt as _;
-
     use super::*;
 
     fn may_take(lease: &mut Lease<'_>) -> bool {
         lease.next().now_or_never().is_some()
+    }
+
+    #[tokio::test]
+    async fn a_layer_that_is_waited_for_needs_no_turn() {
+        let scheduler = PassScheduler::new();
+        let (wanted, other, turns) =
+            (ScheduledPass::new(&scheduler), ScheduledPass::new(&scheduler), Semaphore::new(1));
+        let first = other.turn(Some(&turns)).await;
+        assert!(first.is_some() && other.turn(None).await.is_none());
+        let mut waiting = Box::pin(wanted.turn(Some(&turns)));
+        assert!(waiting.as_mut().now_or_never().is_none(), "another pass has the only turn");
+        wanted.set_urgent(true);
+        assert!(waiting.now_or_never().is_some_and(|turn| turn.is_none()));
+        drop(first);
+        let counted = wanted.turn(Some(&turns)).await;
+        assert!(counted.is_some() && other.turn(Some(&turns)).now_or_never().is_none(), "it counts as one that runs");
     }
 
     #[tokio::test]

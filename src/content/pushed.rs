@@ -19,7 +19,7 @@ use super::layer_ref::LayerRef;
 use super::origin::{NotOpened, Opened, Origin, open_stored};
 use super::profiles::{Profiles, keep_profile, load_profile};
 use super::pushed_error::PushedError;
-use super::referrer::{candidates, described, keep, manifest_of};
+use super::referrer::{Referring, described, keep, manifest_of};
 use super::soci::WantedLayer;
 use super::soci_referrers::SociReferrers;
 use super::superseded::drop_superseded;
@@ -38,6 +38,8 @@ use crate::store::{NewFile, Store};
 pub struct PushedIndexes {
     /// Where they are looked for; `None` without a network.
     registry: Option<Arc<RegistrySource>>,
+    /// What refers to the image there.
+    referring: Option<Arc<Referring>>,
     /// The image's manifest.
     image: Digest,
     /// Registry and repository.
@@ -68,15 +70,18 @@ impl PushedIndexes {
         registry: Option<Arc<RegistrySource>>,
         place: &str,
         image: &Digest,
-        layers: impl IntoIterator<Item = &'a LayerRef>,
+        layers: impl IntoIterator<Item = &'a Descriptor>,
         check: Option<Arc<dyn ArtifactCheck>>,
     ) -> Self {
         let checks = Arc::new(ArtifactChecks::new(check));
-        let soci = |registry| SociReferrers::new(Arc::clone(registry), place, image, Arc::clone(&checks));
-        let soci = registry.as_ref().map(soci);
-        let layers = layers.into_iter().map(|layer| layer.blob.digest.clone()).collect();
+        let referring = registry.as_ref().map(|registry| Referring::new(Arc::clone(registry), image));
+        let soci = registry.as_ref().zip(referring.as_ref()).map(|(registry, referring)| {
+            SociReferrers::new(Arc::clone(registry), (place, image), Arc::clone(referring), Arc::clone(&checks))
+        });
+        let layers = layers.into_iter().map(|layer| layer.digest.clone()).collect();
         Self {
             registry,
+            referring,
             image: image.clone(),
             place: place.into(),
             layers,
@@ -90,6 +95,14 @@ impl PushedIndexes {
     /// Where the windows of indexes are that are without them; `None` without a network.
     pub fn window_source(&self) -> Option<WindowSource> {
         Some(WindowSource::new(Arc::clone(self.registry.as_ref()?), &self.place))
+    }
+
+    /// Asks the registry what there is, before any layer needs it.
+    pub async fn look_ahead(&self) {
+        if let Some(referring) = &self.referring {
+            // Whoever needs it is told of an error.
+            let _ = tokio::time::timeout(FIND_LIMIT, referring.of_type(INDEX_ARTIFACT)).await;
+        }
     }
 
     /// Whether an index with this proof may be used, by the answers so far ([`PushedIndexes::ask_about`]).
@@ -231,7 +244,8 @@ impl PushedIndexes {
     async fn find(&self, registry: &RegistrySource, store: Option<&Store>) -> Result<Found, PushedError> {
         let mut patience = Patience { left: FIND_LIMIT };
         let late = || PushedError::Late { place: self.place.to_string(), seconds: FIND_LIMIT.as_secs() };
-        let candidates = candidates(registry, &self.image, INDEX_ARTIFACT);
+        let Some(referring) = &self.referring else { return Ok(Found::default()) };
+        let candidates = referring.of_type(INDEX_ARTIFACT);
         let candidates = patience.within(candidates).await.ok_or_else(late)??;
         let mut found = Found::default();
         for candidate in candidates {

@@ -31,6 +31,9 @@ pub enum PushedError {
     /// It cannot be looked for or fetched.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// What there is cannot be listed.
+    #[error(transparent)]
+    Listed(#[from] Arc<SourceError>),
     /// The registry takes too long.
     #[error("{place} gave no answer within {seconds} s")]
     Late {

@@ -1,13 +1,18 @@
 //! Artifacts that refer to an image: which there are, and their manifests.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock};
+
 use bytes::Bytes;
+use tokio::sync::OnceCell;
 
 use crate::descriptor::{Descriptor, MediaType};
 use crate::digest::Digest;
 use crate::documents::referrers;
-use crate::source::registry::RegistrySource;
+use crate::source::registry::{Referrers, RegistrySource};
 use crate::source::{BlobSource, MANIFEST_LIMIT, SourceError};
 use crate::store::Store;
+use crate::sync::lock;
 use crate::trust::Untrusted;
 
 /// The manifests of artifacts of type `kind` that the registry lists as referrers of `image`, as [`referrers`] has them.
@@ -15,9 +20,51 @@ use crate::trust::Untrusted;
 /// # Errors
 /// [`SourceError`] if there is no list to be had.
 pub async fn candidates(registry: &RegistrySource, image: &Digest, kind: &str) -> Result<Vec<Descriptor>, SourceError> {
-    let pages = registry.referrers(image, Some(kind)).await?.into_pages();
-    let pages: Vec<_> = pages.into_iter().map(Untrusted::into_unverified).collect();
-    Ok(referrers(pages.iter().map(|page| &**page), kind))
+    Ok(of_pages(registry.referrers(image, Some(kind)).await?, kind))
+}
+
+fn of_pages(found: Referrers, kind: &str) -> Vec<Descriptor> {
+    let pages: Vec<_> = found.into_pages().into_iter().map(Untrusted::into_unverified).collect();
+    referrers(pages.iter().map(|page| &**page), kind)
+}
+
+/// What refers to one image, asked for once: where there is no endpoint that lists it, one document has artifacts of all types.
+pub(super) struct Referring {
+    registry: Arc<RegistrySource>,
+    /// The image's manifest.
+    image: Digest,
+    /// By type.
+    listed: Mutex<HashMap<&'static str, Listed>>,
+    /// The document under the tag, or that there is none.
+    tagged: OnceLock<Option<Bytes>>,
+}
+
+type Listed = Arc<OnceCell<Result<Vec<Descriptor>, Arc<SourceError>>>>;
+
+impl Referring {
+    pub(super) fn new(registry: Arc<RegistrySource>, image: &Digest) -> Arc<Self> {
+        Arc::new(Self { registry, image: image.clone(), listed: Mutex::default(), tagged: OnceLock::new() })
+    }
+
+    /// As [`candidates`].
+    ///
+    /// # Errors
+    /// [`SourceError`]
+    pub(super) async fn of_type(&self, kind: &'static str) -> Result<Vec<Descriptor>, Arc<SourceError>> {
+        let listed = Arc::clone(lock(&self.listed).entry(kind).or_default());
+        listed.get_or_init(|| async { self.ask(kind).await.map_err(Arc::new) }).await.clone()
+    }
+
+    async fn ask(&self, kind: &str) -> Result<Vec<Descriptor>, SourceError> {
+        let tagged = match self.tagged.get() {
+            Some(tagged) => tagged,
+            None => match self.registry.referrers(&self.image, Some(kind)).await? {
+                listed @ Referrers::Listed(_) => return Ok(of_pages(listed, kind)),
+                Referrers::Tagged(page) => self.tagged.get_or_init(|| page.map(Untrusted::into_unverified)),
+            },
+        };
+        Ok(referrers(tagged.iter().map(|page| &**page), kind))
+    }
 }
 
 /// Fetches and verifies the manifest of `candidate`, an entry of a list of referrers, and caches it in `store`, so that it can be

@@ -44,6 +44,9 @@ pub enum NoIndex {
     /// It cannot be fetched.
     #[error("the SOCI index cannot be fetched: {0}")]
     Source(#[from] SourceError),
+    /// What there is cannot be listed.
+    #[error("the SOCI index cannot be fetched: {0}")]
+    Listed(#[from] Arc<SourceError>),
     /// It is another document than the manifest binds.
     #[error("the SOCI index is not the one that the manifest binds: {0}")]
     Other(Box<Mismatch>),

@@ -7,7 +7,7 @@ use tokio::sync::OnceCell;
 
 use super::artifact_check::{ArtifactChecks, name_of};
 use super::origin::{NotOpened, Opened};
-use super::referrer::{candidates, described, manifest_of};
+use super::referrer::{Referring, described, manifest_of};
 use super::soci::{Maker, WantedLayer};
 use super::soci_error::{NoIndex, SociError};
 use crate::descriptor::Descriptor;
@@ -22,6 +22,7 @@ use crate::store::Store;
 pub(super) struct SociReferrers {
     /// Where it is looked for.
     registry: Arc<RegistrySource>,
+    referring: Arc<Referring>,
     /// The image's manifest.
     image: Digest,
     /// Registry and repository.
@@ -39,8 +40,13 @@ struct Found {
 
 impl SociReferrers {
     /// That of the image with the manifest `image`, in `place`, the repository of `registry`, if `checks` allow it.
-    pub(super) fn new(registry: Arc<RegistrySource>, place: &str, image: &Digest, checks: Arc<ArtifactChecks>) -> Self {
-        Self { registry, image: image.clone(), place: place.into(), found: OnceCell::new(), checks }
+    pub(super) fn new(
+        registry: Arc<RegistrySource>,
+        (place, image): (&str, &Digest),
+        referring: Arc<Referring>,
+        checks: Arc<ArtifactChecks>,
+    ) -> Self {
+        Self { registry, referring, image: image.clone(), place: place.into(), found: OnceCell::new(), checks }
     }
 
     /// Opens a layer by the zTOC that the index has of it, which is fetched.
@@ -73,7 +79,7 @@ impl SociReferrers {
     /// The newest index that refers to the image and may be used.
     async fn find(&self, store: Option<&Store>) -> Result<Found, NoIndex> {
         let mut unusable = Vec::new();
-        for candidate in candidates(&self.registry, &self.image, SOCI_V1).await? {
+        for candidate in self.referring.of_type(SOCI_V1).await? {
             let (index, manifest) = match self.read(&candidate, store).await {
                 Ok(read) => read,
                 Err(why) => {

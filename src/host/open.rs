@@ -1,7 +1,9 @@
 //! Opens an image from its spec: the one place that wires sources, store and image together.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+
+use tokio::task::AbortHandle;
 
 use super::error::HostError;
 use super::nearest_tag;
@@ -9,10 +11,11 @@ use super::process;
 use super::spec::{Access, CacheSpec, ImageSpec, IndexFrom};
 use super::verifiers::{self, IndexVerifiers, Question};
 use crate::content::{self, ArtifactCheck, LayerRef, Origin, PushedIndexes};
+use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::image::{
-    self, Documents, Eagerness, Fit, ImageFs, IndexChoice, Limits, Network, Plan, PlanError, Pull, SharedLayers, Shown,
-    Trust, Verify, Wanted,
+    self, Documents, Eagerness, Fit, ImageFs, IndexChoice, Limits, Network, OnManifest, Plan, PlanError, Pull,
+    SharedLayers, Shown, Trust, Verify, Wanted,
 };
 use crate::overlay::LayerNo;
 use crate::platform::Platform;
@@ -23,6 +26,7 @@ use crate::source::registry::{Notes, RegistryOptions, RegistrySource, Rights};
 use crate::source::spool::Spool;
 use crate::source::{BlobSource, SourceError};
 use crate::store::{Store, TagRecord};
+use crate::sync::lock;
 
 /// An image that has been resolved, with what is needed to read it.
 pub struct Opened {
@@ -228,7 +232,10 @@ async fn resolve_by(
     let platform = image.platform.clone().unwrap_or_else(Platform::host);
     let store = Arc::clone(shared_layers.store());
     let (source, registry) = source(&reference, &image.access, &store).await?;
-    let wanted = Wanted { platform: &platform, fit, pull, view: &image.view };
+    let ahead = Ahead { image, own: registry.as_ref(), store: &store, looked_for: Mutex::default() };
+    // Who describes an image may need none of its indexes.
+    let on_manifest = (fit == Fit::Required).then_some(&ahead as &dyn OnManifest);
+    let wanted = Wanted { platform: &platform, fit, pull, view: &image.view, on_manifest };
     let plan = image::resolve_again(&reference, &source, &store, wanted, image.access.network, before).await;
     let mut plan = match plan {
         Err(PlanError::Source(missing @ SourceError::NotFound { .. })) => {
@@ -241,7 +248,13 @@ async fn resolve_by(
     }
     let layer = image.layer.as_ref().map(|layer| plan.layer(layer)).transpose();
     let layer = layer.map_err(|cause| HostError::Layer { reference: reference.to_string(), cause: Box::new(cause) })?;
-    let pushed = pushed(image, &plan, registry.as_ref())?;
+    let pushed = match ahead.of(&plan.manifest.digest) {
+        Some(pushed) => Some(pushed),
+        None => {
+            let layers = plan.layers.iter().map(|layer| &layer.blob);
+            pushed(image, &plan.manifest.digest, layers, registry.as_ref())?
+        }
+    };
     Ok(Opened {
         reference,
         plan,
@@ -391,10 +404,60 @@ impl Notes for MirrorNotes {
     }
 }
 
+/// Looks for pushed indexes while the image's configuration is fetched, where the cache lacks the index of a layer.
+struct Ahead<'a> {
+    image: &'a ImageSpec,
+    own: Option<&'a Arc<RegistrySource>>,
+    store: &'a Store,
+    looked_for: Mutex<Option<LookedFor>>,
+}
+
+/// Indexes that are looked for, and the task that does.
+struct LookedFor {
+    manifest: Digest,
+    pushed: Arc<PushedIndexes>,
+    task: AbortHandle,
+}
+
+impl Ahead<'_> {
+    /// Those of this manifest; others are not looked for any more.
+    fn of(&self, manifest: &Digest) -> Option<Arc<PushedIndexes>> {
+        let LookedFor { manifest: of, pushed, task } = lock(&self.looked_for).take()?;
+        if of != *manifest {
+            task.abort();
+            return None;
+        }
+        Some(pushed)
+    }
+}
+
+impl OnManifest for Ahead<'_> {
+    fn on_manifest(&self, manifest: &Descriptor, layers: &[Descriptor]) {
+        let layers = &layers[..self.image.up_to.map_or(layers.len(), |count| layers.len().min(count.get().into()))];
+        let is_known = |layer: &Descriptor| self.store.index(&layer.digest).is_some();
+        if self.image.access.network == Network::Offline || layers.iter().all(is_known) {
+            return;
+        }
+        // An error is told where it is made again.
+        let Ok(Some(pushed)) = pushed(self.image, &manifest.digest, layers, self.own) else { return };
+        let looking = Arc::clone(&pushed);
+        let task = tokio::spawn(async move { looking.look_ahead().await }).abort_handle();
+        let before = lock(&self.looked_for).replace(LookedFor { manifest: manifest.digest.clone(), pushed, task });
+        before.inspect(|before| before.task.abort());
+    }
+}
+
+impl std::fmt::Debug for Ahead<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ahead").field("image", &self.image.reference).finish_non_exhaustive()
+    }
+}
+
 /// The indexes of the image that others have pushed to the repository which the user trusts.
-fn pushed(
+fn pushed<'a>(
     image: &ImageSpec,
-    plan: &Plan,
+    manifest: &Digest,
+    layers: impl IntoIterator<Item = &'a Descriptor>,
     own: Option<&Arc<RegistrySource>>,
 ) -> Result<Option<Arc<PushedIndexes>>, HostError> {
     let own_name = match image.reference.place() {
@@ -418,5 +481,5 @@ fn pushed(
     let check = image.index_verifiers_in_force().map(|directory| -> Arc<dyn ArtifactCheck> {
         Arc::new(IndexVerifiers { directory, access: image.access.clone() })
     });
-    Ok(Some(Arc::new(PushedIndexes::new(source, &place, &plan.manifest.digest, &plan.layers, check))))
+    Ok(Some(Arc::new(PushedIndexes::new(source, &place, manifest, layers, check))))
 }

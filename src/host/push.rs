@@ -423,8 +423,17 @@ async fn make(opened: &Opened, layer: &LayerRef, progress: &Arc<PassProgress>) -
     let source: Arc<dyn BlobSource> = Arc::new(Inlined::before(Arc::clone(&opened.source)));
     let schedule = ScheduledPass::new(&PassScheduler::new());
     let (source, store, schedule) = (&source, &opened.store, &schedule);
-    let means =
-        Means { source, store, progress, schedule, partial: None, others: Others::Wait, pushed: None, soci: None };
+    let means = Means {
+        source,
+        store,
+        progress,
+        schedule,
+        partial: None,
+        others: Others::Wait,
+        pushed: None,
+        soci: None,
+        turns: None,
+    };
     opening::open(&pass, &[Origin::Store, Origin::FirstPass], &means).await.map(drop)
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use super::layer_failure::LayerFailure;
 use super::layer_state::{Failed, LayerProgress, LayerState, Showing};
@@ -60,6 +60,8 @@ pub struct Layers {
     scope: Arc<MountScope>,
     running: Mutex<usize>,
     at_once: usize,
+    /// Permits of first passes that no reader waits for.
+    turns: Semaphore,
     eagerness: Eagerness,
     trust: Trust,
     /// The SOCI index that the manifest binds.
@@ -119,6 +121,7 @@ impl Layers {
             slot_of.push(slot);
         }
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let at_once = (cores + 1).min(content::passes_at_once());
         let layers = Arc::new(Self {
             image: image.clone(),
             slots,
@@ -128,7 +131,8 @@ impl Layers {
             shared_layers,
             scope: Arc::default(),
             running: Mutex::new(0),
-            at_once: (cores + 1).min(content::passes_at_once()),
+            at_once,
+            turns: Semaphore::new(at_once),
             eagerness,
             trust,
             soci: BoundSoci::of(image, planned),
@@ -427,14 +431,20 @@ impl Layers {
         }
     }
 
-    /// Starts background passes up to the limit.
+    /// Starts background passes up to the limit. Indexes that are fetched are small, and all of an image are needed for its
+    /// first name: their layers are opened side by side, and only passes wait for their turn.
     fn start_more(self: &Arc<Self>) {
         if self.eagerness == Eagerness::OnDemand {
             return;
         }
-        while *lock(&self.running) < self.at_once {
+        loop {
+            let running = *lock(&self.running);
             let idle = |slot: &&Arc<Slot>| matches!(*slot.state.borrow(), LayerState::Idle) && self.is_shown(slot);
-            let Some(next) = self.slots.iter().filter(idle).min_by_key(|slot| slot.urgency()) else { return };
+            let may_begin = |slot: &&Arc<Slot>| {
+                running < self.at_once || (running < INDEXES_AT_ONCE && self.trust.may_fetch_index(&slot.pass.layer))
+            };
+            let waiting = self.slots.iter().filter(idle).filter(may_begin);
+            let Some(next) = waiting.min_by_key(|slot| slot.urgency()) else { return };
             if next.state.send_if_modified(LayerState::begin) {
                 self.start(&Arc::clone(next));
             }
@@ -597,7 +607,8 @@ impl Layers {
         let (source, store, schedule) = (&self.source, self.shared_layers.store(), &slot.shared.schedule);
         let pushed = self.trust.pushed.as_deref();
         let soci = self.soci.as_ref();
-        let means = Means { source, store, progress, schedule, partial, others, pushed, soci };
+        let turns = Some(&self.turns);
+        let means = Means { source, store, progress, schedule, partial, others, pushed, soci, turns };
         opening::open(&slot.pass, origins, &means).await
     }
 }
@@ -612,5 +623,7 @@ impl KnownLayers for Layers {
     }
 }
 
+/// Layers whose indexes are fetched at a time.
+const INDEXES_AT_ONCE: usize = 16;
 /// Number of layers that justify another thread.
 const OPENED_AT_ONCE: usize = 32;

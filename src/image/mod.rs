@@ -46,7 +46,7 @@ pub use layer_state::LayerProgress;
 pub use layer_tar::{FileInTar, LayerTar};
 pub use layers::{Eagerness, Layers, Limits};
 pub use near::{NearFile, NearFiles};
-pub use plan::{Documents, Fit, Network, Plan, PlanError, Pull, Wanted, resolve, resolve_again};
+pub use plan::{Documents, Fit, Network, OnManifest, Plan, PlanError, Pull, Wanted, resolve, resolve_again};
 pub use programs::Programs;
 pub use read::{Local, MissingBytes};
 pub use same::KnownContent;

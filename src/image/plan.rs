@@ -230,7 +230,8 @@ pub async fn resolve(
     wanted: &Platform,
     network: Network,
 ) -> Result<Plan, PlanError> {
-    let wanted = Wanted { platform: wanted, fit: Fit::Required, pull: Pull::default(), view: &View::Auto };
+    let wanted =
+        Wanted { platform: wanted, fit: Fit::Required, pull: Pull::default(), view: &View::Auto, on_manifest: None };
     resolve_again(reference, source, store, wanted, network, &Documents::default()).await
 }
 
@@ -245,6 +246,14 @@ pub struct Wanted<'a> {
     pub pull: Pull,
     /// What is shown of it.
     pub view: &'a View,
+    /// Is told of a manifest while its configuration is fetched.
+    pub on_manifest: Option<&'a dyn OnManifest>,
+}
+
+/// Makes use of a manifest as soon as it is known.
+pub trait OnManifest: std::fmt::Debug + Sync {
+    /// This manifest has these layers. It may turn out to be of another platform than the one that is wanted.
+    fn on_manifest(&self, manifest: &Descriptor, layers: &[Descriptor]);
 }
 
 /// As [`resolve`], with the documents of an earlier resolution as a fallback, and a choice of what is acceptable.
@@ -255,11 +264,12 @@ pub async fn resolve_again(
     reference: &Reference,
     source: &Arc<dyn BlobSource>,
     store: &Store,
-    Wanted { platform: wanted, fit, pull, view }: Wanted<'_>,
+    Wanted { platform: wanted, fit, pull, view, on_manifest }: Wanted<'_>,
     network: Network,
     before: &Documents,
 ) -> Result<Plan, PlanError> {
-    let resolver = Resolver { reference, source, store, network, pull, view, before, documents: Mutex::default() };
+    let documents = Mutex::default();
+    let resolver = Resolver { reference, source, store, network, pull, view, on_manifest, before, documents };
     let (root, bytes) = resolver.root().await?;
     resolver.remember(&root, &bytes);
     let document = resolver.parse(&root, &bytes)?;
@@ -378,6 +388,7 @@ struct Resolver<'a> {
     network: Network,
     pull: Pull,
     view: &'a View,
+    on_manifest: Option<&'a dyn OnManifest>,
     /// The documents of an earlier resolution.
     before: &'a Documents,
     /// The documents used now.
@@ -399,6 +410,9 @@ impl Resolver<'_> {
         };
         let entries = match documents::resolve_step(document, candidate.depth, wanted) {
             Ok(Step::Arrived(manifest)) => {
+                if let Some(listener) = self.on_manifest {
+                    listener.on_manifest(&candidate.descriptor, &manifest.layers);
+                }
                 let config = self.config(&manifest).await?;
                 let lone = candidate.depth == 0 && fit != Fit::Required;
                 return Ok(match config.require(wanted) {

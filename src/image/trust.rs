@@ -37,12 +37,20 @@ impl Trust {
         self.index.origins(pushed)
     }
 
+    /// Whether an index of a layer may be fetched.
+    pub(super) fn may_fetch_index(&self, layer: &LayerRef) -> bool {
+        self.origins().iter().any(|origin| origin.is_fetched()) && self.may_have_index(layer)
+    }
+
+    fn may_have_index(&self, layer: &LayerRef) -> bool {
+        let names_table = Origin::tables(layer).iter().any(|(_, wrong)| wrong.is_none()) || layer.soci.is_some();
+        names_table || (self.pushed.is_some() && layer.file().is_none())
+    }
+
     /// Those of them whose indexes in the cache are used before any origin is asked.
     pub(super) fn stored_origins(&self, layer: &LayerRef) -> &'static [Origin] {
         let all = self.origins();
-        let names_table = Origin::tables(layer).iter().any(|(_, wrong)| wrong.is_none()) || layer.soci.is_some();
-        let may_have_one = names_table || (self.pushed.is_some() && layer.file().is_none());
-        if self.index == IndexChoice::Foreign && may_have_one {
+        if self.index == IndexChoice::Foreign && self.may_have_index(layer) {
             // The layer's own index comes behind the tables, wherever these are.
             &all[..all.iter().position(|origin| *origin == Origin::Store).unwrap_or(all.len())]
         } else {

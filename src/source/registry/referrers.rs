@@ -44,14 +44,28 @@ pub fn tag(of: &Digest) -> String {
 impl RegistrySource {
     /// The artifacts that refer to `of`: of type `kind`, or of all types. A registry may list others as well.
     ///
+    /// The tag is asked for at the same time as the endpoint: many registries have none, and there it would cost a round trip.
+    ///
     /// # Errors
     /// [`SourceError`]
     pub async fn referrers(&self, of: &Digest, kind: Option<&str>) -> Result<Referrers, SourceError> {
+        let tag = tag(of);
+        let (mut tagged, mut early) = (std::pin::pin!(self.tagged(&tag)), None);
         let mut pages = Vec::new();
         let mut next = None::<String>;
         while pages.len() < MAX_PAGES {
-            let listing = Listing { of, kind, next: next.as_deref() };
-            let Some((page, following)) = self.page(listing).await? else { break };
+            let page = {
+                let page = self.page(Listing { of, kind, next: next.as_deref() });
+                let mut page = std::pin::pin!(page);
+                loop {
+                    tokio::select! {
+                        biased;
+                        page = &mut page => break page?,
+                        tagged = &mut tagged, if early.is_none() && pages.is_empty() => early = Some(tagged),
+                    }
+                }
+            };
+            let Some((page, following)) = page else { break };
             pages.push(page);
             match following {
                 Some(following) if next.as_ref() != Some(&following) => next = Some(following),
@@ -62,7 +76,10 @@ impl RegistrySource {
             tracing::debug!(%of, pages = pages.len(), "only the first pages of the referrers are read");
             return Ok(Referrers::Listed(pages));
         }
-        Ok(Referrers::Tagged(self.tagged(&tag(of)).await?))
+        Ok(Referrers::Tagged(match early {
+            Some(tagged) => tagged?,
+            None => tagged.await?,
+        }))
     }
 
     /// The document under a tag, if there is one.
