@@ -79,7 +79,8 @@ impl Digest {
         &self.hex[..12]
     }
 
-    fn from_raw(algorithm: Algorithm, raw: &[u8]) -> Self {
+    /// The digest with these bytes, as many as the algorithm makes.
+    pub(crate) fn from_raw(algorithm: Algorithm, raw: &[u8]) -> Self {
         let mut hex = String::with_capacity(raw.len() * 2);
         for byte in raw {
             for nibble in [byte >> 4, byte & 15] {

@@ -193,6 +193,15 @@ impl<'a> Known<'a> {
         if let Some((layers, bytes)) = self.noted.and_then(|noted| noted.layers.zip(noted.bytes)) {
             line("content", format!("{} in files of {}", text::count(layers as u64, "layer"), text::size(bytes)));
         }
+        match self.noted {
+            Some(KernelMount { fs_verity: Some(true), .. }) => {
+                line("kernel", "verifies each page that it reads (fs-verity)".to_owned());
+            }
+            Some(KernelMount { no_fs_verity: Some(why), .. }) => {
+                line("kernel", format!("verifies nothing that it reads: {}", text::printable(why.as_bytes())));
+            }
+            _ => {}
+        }
         if self.state.is_some_and(|state| state.passthrough) {
             line("kernel", "reads large files directly (passthrough)".to_owned());
         }
@@ -295,6 +304,8 @@ impl<'a> Known<'a> {
             passthrough: self.state.map(|state| state.passthrough),
             content_layers: self.noted.and_then(|noted| noted.layers),
             content_bytes: self.noted.and_then(|noted| noted.bytes),
+            fs_verity: self.noted.and_then(|noted| noted.fs_verity),
+            no_fs_verity: self.noted.and_then(|noted| noted.no_fs_verity.as_deref()),
             store: self.state.is_some_and(|state| state.store),
             manifest: self
                 .state
@@ -351,6 +362,12 @@ struct Line<'a> {
     /// Bytes of these.
     #[serde(skip_serializing_if = "Option::is_none")]
     content_bytes: Option<u64>,
+    /// The kernel verifies what it reads of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fs_verity: Option<bool>,
+    /// Why it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    no_fs_verity: Option<&'a str>,
     /// It is an image store.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     store: bool,

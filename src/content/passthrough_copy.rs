@@ -15,7 +15,7 @@ use std::os::unix::fs::FileExt as _;
 use super::error::ReadError;
 use super::open_layer::{Cached, name_of};
 use super::reader::LayerReader;
-use super::sealed::SealError;
+use super::sealed::{ByKernel, SealError};
 use crate::layer::{EntryId, IndexError, LayerIndex};
 use crate::offsets::{DecodedOffset, FileOffset};
 use crate::store::{PassthroughCopy, StoreError};
@@ -130,7 +130,7 @@ impl LayerReader {
 
     /// Seals the layer's content and compares it with its digests; `None` if some of it is not cached.
     fn seal_content_file(&self, entry: EntryId) -> Result<Option<File>, PassthroughCopyError> {
-        let sealed = match self.layer.compared() {
+        let sealed = match self.layer.compared(ByKernel::No) {
             Ok(sealed) => sealed,
             Err(SealError::Missing(_)) => return Ok(None),
             Err(SealError::Read(error)) => return Err(error.into()),

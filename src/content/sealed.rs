@@ -24,6 +24,15 @@ pub enum SealError {
     Store(#[from] StoreError),
 }
 
+/// Whether the kernel is to verify what it reads of the content, too.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum ByKernel {
+    /// Where it can; that waits for the disk.
+    IfItCan,
+    /// It is not asked to.
+    No,
+}
+
 impl OpenLayer {
     /// Whether the presence map has all spans of the layer.
     pub fn is_whole(&self) -> bool {
@@ -37,11 +46,11 @@ impl OpenLayer {
     /// [`SealError`]
     pub fn seal(&self) -> Result<File, SealError> {
         let name = name_of(&self.index);
-        if let Some(sealed) = self.store.verified_content(name) {
-            return Ok(sealed.file);
+        if let Some(file) = self.store.verified_content_for_mount(name) {
+            return Ok(file);
         }
         for _ in 0..TRIES {
-            let sealed = self.compared()?;
+            let sealed = self.compared(ByKernel::IfItCan)?;
             if self.store.record_verified(name, &self.content, &sealed)? {
                 return Ok(sealed.file);
             }
@@ -49,10 +58,14 @@ impl OpenLayer {
         Err(SealError::Missing(self.blob().clone()))
     }
 
-    /// As [`OpenLayer::seal`], for this process alone, and without waiting for the disk.
-    pub(super) fn compared(&self) -> Result<SealedContent, SealError> {
+    /// As [`OpenLayer::seal`], for this process alone.
+    pub(super) fn compared(&self, by_kernel: ByKernel) -> Result<SealedContent, SealError> {
         let missing = || SealError::Missing(self.blob().clone());
-        let sealed = self.store.seal_content(&self.content)?.ok_or_else(missing)?;
+        let mut sealed = self.store.seal_content(&self.content)?.ok_or_else(missing)?;
+        // First, as the kernel takes whatever the disk holds for right.
+        if by_kernel == ByKernel::IfItCan {
+            sealed = self.store.verify_by_kernel(&self.content, sealed)?;
+        }
         if let Some(damaged) = self.find_damaged(&sealed)? {
             tracing::warn!(layer = %self.blob(), span = %damaged, "a cached span was damaged; it will be fetched again");
             self.content.evict(SpanRange::one(damaged), self.span(damaged)?.decoded)?;

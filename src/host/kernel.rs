@@ -201,7 +201,7 @@ fn known(store: &Store, layers: &[LayerRef]) -> Option<Files> {
     let image = store.kernel_image(&chain(layers, |_, layer| layer.stream_name().to_string()))?;
     let found = |layer: &LayerRef| {
         let name = LayerName { blob: &layer.blob.digest, diff_id: &layer.stream_name() };
-        store.verified_content(name).map(|sealed| sealed.file)
+        store.verified_content_for_mount(name)
     };
     Some(Files { image, devices: devices(layers).into_iter().map(found).collect::<Option<_>>()? })
 }
@@ -242,8 +242,9 @@ fn seal(fs: &ImageFs, layers: &[LayerRef]) -> Result<Vec<std::fs::File>, KernelE
 /// Writes the EROFS image.
 fn make(store: &Store, chain: &Digest, fs: &ImageFs) -> Result<std::fs::File, HostError> {
     let mut new = Output(store.new_kernel_image(chain)?);
-    erofs::encode(fs, &mut new).map_err(KernelError::from)?;
-    Ok(store.publish_kernel_image(new.0)?)
+    let encoded = erofs::encode(fs, &mut new).map_err(KernelError::from)?;
+    let devices = encoded.devices.iter().filter_map(|number| Some(fs.layer(*number)?.index().stream_name().clone()));
+    Ok(store.publish_kernel_image(new.0, &devices.collect::<Vec<_>>())?)
 }
 
 struct Output(NewFile);

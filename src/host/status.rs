@@ -36,6 +36,7 @@ use crate::image::{ImageFs, LayerStatus};
 use crate::source::BlobSource;
 use crate::source::outage::{Outages, WaitStatus};
 use crate::source::registry::{HostStatus, RegistrySource};
+use crate::store::is_verified_by_kernel;
 
 /// The process that serves a mount.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -121,6 +122,12 @@ pub struct KernelMount {
     /// Bytes of these files, and of the image over them, which are given back at the unmount at the latest.
     #[serde(default)]
     pub bytes: Option<u64>,
+    /// Whether the kernel verifies what it reads of all of them (fs-verity).
+    #[serde(default)]
+    pub fs_verity: Option<bool>,
+    /// Why it does not.
+    #[serde(default)]
+    pub no_fs_verity: Option<String>,
 }
 
 /// The current status of a mount.
@@ -417,6 +424,8 @@ pub fn all(directory: &Path) -> Vec<MountState> {
 /// Records a kernel mount for this session's `status` and `umount --all`. It works without, too.
 pub(super) fn note_kernel_mount(mount: &MountPoint, opened: &Opened, files: &Files) {
     let size = |file: &File| file.metadata().map_or(0, |found| found.len());
+    let all = || files.devices.iter().chain([&files.image]);
+    let unverified = all().find_map(|file| is_verified_by_kernel(file).err());
     let noted = KernelMount {
         device: mount.device.clone(),
         id: mount.id,
@@ -424,7 +433,9 @@ pub(super) fn note_kernel_mount(mount: &MountPoint, opened: &Opened, files: &Fil
         since: handover::now(),
         cache: opened.store.root().to_owned(),
         layers: Some(files.devices.len()),
-        bytes: Some(size(&files.image) + files.devices.iter().map(size).sum::<u64>()),
+        bytes: Some(all().map(size).sum()),
+        fs_verity: Some(unverified.is_none()),
+        no_fs_verity: unverified.map(|why| crate::image::chain(&why)),
     };
     let write = || -> Result<(), HostError> {
         let path = make_directory()?.join(format!("{}-{}.kernel", mount.device.replace(':', "-"), mount.id));

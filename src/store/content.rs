@@ -16,6 +16,7 @@ use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::num::NonZeroU8;
 use std::ops::Range;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -177,7 +178,7 @@ impl Content {
         let ContentPaths { data, map } = &self.paths;
         let files = self.files.clone();
         let held = MapInPlace::hold(&files, map)?;
-        let opened = Opened { data: files.open_write(data)?, map: held.0, files, in_memory: false };
+        let opened = Opened { data: open_data(&files, data)?, map: held.0, files, in_memory: false };
         let opened = if self.fits(&opened)? { opened } else { self.begin_anew(opened)? };
         // Fails only for a file that is not open, or on a file system without locks.
         let _ = opened.map.unlock();
@@ -383,14 +384,14 @@ impl Content {
     }
 
     /// Seals complete content, so that the kernel can get its file: afterwards no process writes to it or punches
-    /// holes. `None` if a span is absent, or the content is not on disk.
+    /// holes. Returns the file, open for reading; `None` if a span is absent, or the content is not on disk.
     ///
     /// # Errors
     /// [`StoreError::Io`]
     pub fn seal(&self) -> Result<Option<File>, StoreError> {
         use std::os::unix::fs::PermissionsExt as _;
         let opened = self.open()?;
-        let _changing = self.lock(&opened)?;
+        let changing = self.lock(&opened)?;
         let Opened { data, in_memory, .. } = &*opened;
         if *in_memory || !self.has_all(SpanRange::first(self.map.spans)) {
             return Ok(None);
@@ -399,7 +400,13 @@ impl Content {
             let sealed = data.set_permissions(std::fs::Permissions::from_mode(SEALED));
             sealed.map_err(StoreError::io("protect", &self.paths.data))?;
         }
-        data.try_clone().map(Some).map_err(StoreError::io("open", &self.paths.data))
+        let file = File::open(format!("/proc/self/fd/{}", data.as_raw_fd()));
+        let file = file.map_err(StoreError::io("open", &self.paths.data))?;
+        drop(changing);
+        drop(opened);
+        // From now on it is opened for reading only.
+        self.opened.close();
+        Ok(Some(file))
     }
 
     /// Path of the data file.
@@ -593,14 +600,29 @@ impl MapInPlace {
     }
 }
 
+/// Opens a data file, for reading only if it is sealed: the kernel refuses writes to a file that it verifies, and
+/// verifies none that is open for writing.
+fn open_data(files: &Files, path: &Path) -> Result<File, StoreError> {
+    if files.look(path).is_ok_and(|found| found.is_file() && found.mode() & WRITABLE == 0) {
+        return files.open_read(path);
+    }
+    match files.open_write(path) {
+        // It was sealed meanwhile.
+        Err(StoreError::Io { cause, .. }) if cause.kind() == io::ErrorKind::PermissionDenied => files.open_read(path),
+        opened => opened,
+    }
+}
+
 /// Whether a data file was sealed: it has lost the write permission.
 fn is_sealed(data: &File) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
-    data.metadata().is_ok_and(|found| found.permissions().mode() & 0o200 == 0)
+    data.metadata().is_ok_and(|found| found.permissions().mode() & WRITABLE == 0)
 }
 
 /// The mode of sealed content.
 const SEALED: u32 = 0o400;
+/// The permission that sealed content lacks.
+const WRITABLE: u32 = 0o200;
 
 struct Changing<'a> {
     map: &'a File,
@@ -625,6 +647,8 @@ const IN_MEMORY: u64 = 8 << 20;
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use rustix::fs::OFlags;
+
     use super::*;
 
     fn content(dir: &tempfile::TempDir) -> Content {
@@ -740,15 +764,40 @@ mod tests {
         assert_ne!(content.generation(SpanId(2)), first);
     }
 
+    /// As the kernel verifies no file that is open for writing.
+    #[test]
+    fn sealed_content_is_opened_for_reading_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let one = content(&dir);
+        (0..3).for_each(|span| one.fill(SpanId(span), DecodedOffset(u64::from(span) * 30), &[7; 30]).unwrap());
+        let is_open = |flag: OFlags| {
+            let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten().filter_map(|fd| {
+                let number = fd.file_name().into_string().unwrap().parse::<i32>().unwrap();
+                let is_it = std::fs::read_link(fd.path()).is_ok_and(|path| path == dir.path().join("c.data"));
+                let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).ok().filter(|_| is_it)?;
+                let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?.trim().to_owned();
+                Some(OFlags::from_bits_retain(u32::from_str_radix(&flags, 8).unwrap()))
+            });
+            open.filter(|flags| (*flags & OFlags::ACCMODE) == flag).count()
+        };
+        assert_eq!((is_open(OFlags::RDWR), is_open(OFlags::RDONLY)), (1, 0));
+        let sealed = one.seal().unwrap().unwrap();
+        assert_eq!((is_open(OFlags::RDWR), is_open(OFlags::RDONLY)), (0, 1));
+        assert!(one.generation(SpanId(2)).is_some() && content(&dir).generation(SpanId(2)).is_some());
+        assert_eq!((is_open(OFlags::RDWR), is_open(OFlags::RDONLY)), (0, 2));
+        drop(sealed);
+    }
+
     #[test]
     fn sealed_content_is_not_written_and_goes_as_a_whole() {
         let dir = tempfile::tempdir().unwrap();
-        let (one, other) = (content(&dir), content(&dir));
-        assert!(one.seal().unwrap().is_none(), "some of it is missing");
+        let [one, other, sealer] = [(); 3].map(|()| content(&dir));
+        assert!(sealer.seal().unwrap().is_none(), "some of it is missing");
         for span in 0..one.spans() {
             one.fill(SpanId(span), DecodedOffset(u64::from(span) * 30), &[7; 30]).unwrap();
         }
-        let sealed = one.seal().unwrap().unwrap();
+        let sealed = sealer.seal().unwrap().unwrap();
+        assert!(sealed.write_at(b"x", 0).is_err() && sealer.generation(SpanId(2)).is_some());
         assert!(matches!(other.fill(SpanId(0), DecodedOffset(0), &[8; 30]), Err(StoreError::Sealed { .. })));
         other.evict(SpanRange::one(SpanId(1)), DecodedOffset(30)..DecodedOffset(60)).unwrap();
         assert!(!one.data_path().exists());

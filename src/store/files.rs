@@ -22,6 +22,7 @@ use rustix::io::Errno;
 
 use super::StoreError;
 use super::open_files::OpenFiles;
+use super::verity::{self, Measured, NoVerity};
 use crate::sync::lock;
 
 /// A change of a cache directory, announced before it happens.
@@ -47,6 +48,8 @@ pub enum Effect<'a> {
     Lock(&'a Path),
     /// Sets a file's modification time.
     Touch(&'a Path),
+    /// Has the kernel verify a file, and refuse writes to it.
+    Verity(&'a File, &'a Path),
 }
 
 /// The disk seam: called before every change of a cache directory.
@@ -293,6 +296,16 @@ impl Files {
         file.sync_data()
     }
 
+    /// Has the kernel verify a file that is open for reading, and returns the digest of what it is compared with.
+    pub(super) fn enable_verity(&self, file: &File, path: &Path) -> Result<Measured, NoVerity> {
+        let enabled =
+            self.before(Effect::Verity(file, path)).map_err(NoVerity::Refused).and_then(|()| verity::enable(file));
+        if let Err(error) = &enabled {
+            tracing::debug!(path = %path.display(), %error, "the kernel does not verify a file of the cache");
+        }
+        enabled
+    }
+
     pub(super) fn rename(&self, from: &Path, to: &Path) -> Result<(), StoreError> {
         let rename = || {
             let ((dir, from), (_, to)) = (self.seen_from_dir(from)?, self.seen_from_dir(to)?);
@@ -391,6 +404,11 @@ impl Found {
 
     pub(super) fn is_file(&self) -> bool {
         self.kind() == FileType::RegularFile
+    }
+
+    /// Its type and permissions.
+    pub(super) fn mode(&self) -> u32 {
+        self.0.st_mode
     }
 
     pub(super) fn length(&self) -> u64 {

@@ -2,25 +2,36 @@
 //!
 //! ```text
 //! erofs-v1/ALG/HEX        the image, named by the chain of its layers, mode 0400
-//! erofs-v1/ALG/HEX.seal   the digest of the image, and the change time at which it was verified (JSON)
-//! content-v2/ALG/HEX.DIFF.data.seal   the change time at which all of a layer's content was verified (JSON)
+//! erofs-v1/ALG/HEX.seal   the digest of the image, when it was verified, and what its layers are (JSON)
+//! content-v2/ALG/HEX.DIFF.data.seal   when all of a layer's content was verified (JSON)
 //! ```
 
 use std::fs::{File, Permissions};
 use std::io::{self, Read as _, Seek as _};
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::seal::{Stamp, seal_of};
+use super::seal::{Seal, Stamp, seal_of};
+use super::verity::{self, Measured, NoVerity};
 use super::{CONTENT, Checked, Content, DIFF, EROFS, LayerName, NewFile, Store, StoreError};
 use crate::digest::{Algorithm, Digest, Hasher};
 
 /// Sealed, complete content of a layer.
 #[derive(Debug)]
 pub struct SealedContent {
-    /// The data file.
+    /// The data file, open for reading.
     pub file: File,
     stamp: Stamp,
+    /// What the kernel compares it with, if that was enabled before it was compared with its digests.
+    verity: Result<Measured, NoVerity>,
+}
+
+/// Whether the kernel verifies what it reads of a file.
+///
+/// # Errors
+/// [`NoVerity`], and why not.
+pub fn is_verified_by_kernel(file: &File) -> Result<(), NoVerity> {
+    verity::measure(file).map(drop)
 }
 
 impl SealedContent {
@@ -35,13 +46,19 @@ impl Store {
     pub fn content_file(&self, layer: LayerName<'_>) -> Option<SealedContent> {
         let file = self.files.open_read(&self.content_paths(layer).data).ok()?;
         let stamp = Stamp::of(&file).ok()?;
-        Some(SealedContent { file, stamp })
+        Some(SealedContent { file, stamp, verity: Err(NoVerity::NotEnabled) })
     }
 
     /// A layer's content, if all of it was verified and nothing was written since.
     pub fn verified_content(&self, layer: LayerName<'_>) -> Option<SealedContent> {
         let path = self.content_paths(layer).data;
-        self.content_file(layer).filter(|found| self.seal_holds(&path, layer.diff_id, found.stamp))
+        self.content_file(layer).filter(|found| self.seal_holds(&path, layer.diff_id, &found.file, found.stamp))
+    }
+
+    /// The same for a kernel mount: `None` also if the kernel can verify it from now on, so that it is to be compared.
+    pub fn verified_content_for_mount(&self, layer: LayerName<'_>) -> Option<File> {
+        let (path, found) = (self.content_paths(layer).data, self.verified_content(layer)?);
+        (!self.gets_verity(&path, &found.file)).then_some(found.file)
     }
 
     /// Seals the content of a layer for verification; `None` if some of it is missing.
@@ -51,7 +68,17 @@ impl Store {
     pub fn seal_content(&self, content: &Content) -> Result<Option<SealedContent>, StoreError> {
         let Some(file) = content.seal()? else { return Ok(None) };
         let stamp = Stamp::of(&file).map_err(StoreError::io("read", content.data_path()))?;
-        Ok(Some(SealedContent { file, stamp }))
+        Ok(Some(SealedContent { file, stamp, verity: Err(NoVerity::NotEnabled) }))
+    }
+
+    /// Has the kernel verify sealed content from now on, where it can. Reads all of it, and waits for the disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn verify_by_kernel(&self, content: &Content, sealed: SealedContent) -> Result<SealedContent, StoreError> {
+        let verity = self.files.enable_verity(&sealed.file, content.data_path());
+        let stamp = Stamp::of(&sealed.file).map_err(StoreError::io("read", content.data_path()))?;
+        Ok(SealedContent { file: sealed.file, stamp, verity })
     }
 
     /// Records for other processes that `sealed`, all content of a layer, was verified; returns whether nothing was
@@ -71,7 +98,8 @@ impl Store {
         if Stamp::of(&sealed.file).ok() != Some(sealed.stamp) {
             return Ok(false);
         }
-        if let Err(error) = self.write_seal(path, layer.diff_id, sealed.stamp) {
+        let seal = Seal::new(layer.diff_id, sealed.stamp).map(|seal| seal.with_verity(&sealed.verity));
+        if let Err(error) = self.write_seal(path, seal) {
             tracing::debug!(%error, "other processes will compare the content of a layer again");
         }
         Ok(true)
@@ -80,17 +108,25 @@ impl Store {
     /// The image of the layers with this chain, if it is intact.
     pub fn kernel_image(&self, chain: &Digest) -> Option<File> {
         let path = self.path(EROFS, chain);
-        let mut file = self.files.open_read(&path).ok()?;
-        let (stamp, hash) = (Stamp::of(&file).ok()?, self.was_sealed_as(&path)?);
-        if self.seal_holds(&path, &hash, stamp) {
+        let (file, seal) = (self.files.open_read(&path).ok()?, self.read_seal(&path)?);
+        if self.seal_holds(&path, seal.of(), &file, Stamp::of(&file).ok()?) && !self.gets_verity(&path, &file) {
             return Some(file);
         }
         // It was changed, or the machine has rebooted.
-        if !is_intact(&mut file, &hash) || Stamp::of(&file).ok() != Some(stamp) {
-            self.drop_kernel_image(&path);
+        self.compare_kernel_image(&path, seal.of(), seal.layers()?)
+    }
+
+    /// Compares an image with its digest, and seals it; removes it if it is damaged.
+    fn compare_kernel_image(&self, path: &Path, hash: &Digest, layers: &[Digest]) -> Option<File> {
+        let mut file = self.files.open_read(path).ok()?;
+        let verity = self.files.enable_verity(&file, path);
+        let stamp = Stamp::of(&file).ok()?;
+        if !is_intact(&mut file, hash) || Stamp::of(&file).ok() != Some(stamp) {
+            self.drop_kernel_image(path);
             return None;
         }
-        if let Err(error) = self.write_seal(&path, &hash, stamp) {
+        let seal = Seal::new(hash, stamp).map(|seal| seal.with_verity(&verity).with_layers(layers));
+        if let Err(error) = self.write_seal(path, seal) {
             tracing::debug!(%error, "other processes will compare an image again");
         }
         Some(file)
@@ -104,20 +140,21 @@ impl Store {
         self.new_file(self.path(EROFS, chain))
     }
 
-    /// Publishes a written image, and opens it.
+    /// Publishes a written image over `layers`, and opens it.
     ///
     /// # Errors
-    /// [`StoreError::Io`]
-    pub fn publish_kernel_image(&self, new: NewFile) -> Result<File, StoreError> {
+    /// [`StoreError::Io`], also if the disk does not return what was written.
+    pub fn publish_kernel_image(&self, new: NewFile, layers: &[Digest]) -> Result<File, StoreError> {
         let path = new.target.clone();
         new.file().set_permissions(Permissions::from_mode(0o400)).map_err(StoreError::io("protect", &path))?;
         new.sync()?;
         let mut file = new.file().try_clone().map_err(StoreError::io("open", &path))?;
         let hash = hash(&mut file).map_err(StoreError::io("read", &path))?;
+        // The kernel verifies no file that is open for writing.
+        drop(file);
         new.publish()?;
-        let stamp = Stamp::of(&file).map_err(StoreError::io("read", &path))?;
-        self.write_seal(&path, &hash, stamp)?;
-        Ok(file)
+        let compared = self.compare_kernel_image(&path, &hash, layers);
+        compared.ok_or_else(|| StoreError::io("read", &path)(io::ErrorKind::InvalidData.into()))
     }
 
     /// Checks all images, and removes damaged ones.
@@ -128,9 +165,8 @@ impl Store {
         let mut found = Checked::default();
         for path in self.kernel_images()? {
             found.checked += 1;
-            let hash = self.was_sealed_as(&path);
-            let intact = hash.zip(self.files.open_read(&path).ok());
-            if !intact.is_some_and(|(hash, mut file)| is_intact(&mut file, &hash)) {
+            let intact = self.read_seal(&path).zip(self.files.open_read(&path).ok());
+            if !intact.is_some_and(|(seal, mut file)| is_intact(&mut file, seal.of())) {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 found.damaged.push(format!("image {name} for the kernel"));
                 self.drop_kernel_image(&path);
@@ -166,9 +202,11 @@ impl Store {
         })?;
         let mut freed = 0;
         for path in images {
-            let named = self.files.open_read(&path).ok().and_then(|file| layers_of(&file).ok());
-            let is_cached = |layer: &String| layer.get(..DIFF).is_some_and(|diff| cached.contains(diff));
-            if named.is_some_and(|named| !named.iter().all(is_cached)) {
+            // The seal of a new image is still to be written.
+            let Some(seal) = self.read_seal(&path) else { continue };
+            let is_cached = |layer: &Digest| cached.contains(&layer.hex()[..DIFF]);
+            // One of an earlier version, which does not name its layers, is made again.
+            if !seal.layers().is_some_and(|layers| layers.iter().all(is_cached)) {
                 for file in [&path, &seal_of(&path)] {
                     freed += self.files.look(file).map_or(0, |found| found.disk_bytes());
                 }
@@ -194,27 +232,6 @@ impl Store {
     }
 }
 
-/// The layers that an image names in its table of devices, as digests in hex (`docs/formats.md`).
-fn layers_of(image: &File) -> io::Result<Vec<String>> {
-    let number = |at: u64| {
-        let mut bytes = [0; 2];
-        image.read_exact_at(&mut bytes, at).map(|()| u64::from(u16::from_le_bytes(bytes)))
-    };
-    let (count, first) = (number(EXTRA_DEVICES_AT)?, number(DEVICES_AT)?);
-    let tag = |slot: u64| {
-        let mut tag = [0; 64];
-        image.read_exact_at(&mut tag, slot * DEVICE_SLOT)?;
-        Ok(String::from_utf8_lossy(&tag).trim_end_matches('\0').to_owned())
-    };
-    (first..first + count).map(tag).collect()
-}
-
-/// Of the superblock, which is at byte 1024 (kernel, `fs/erofs/erofs_fs.h`): how many devices there are, and where the table of
-/// them is, in slots.
-const EXTRA_DEVICES_AT: u64 = 1024 + 86;
-const DEVICES_AT: u64 = 1024 + 88;
-const DEVICE_SLOT: u64 = 128;
-
 /// Whether a file has the digest in its seal.
 fn is_intact(file: &mut File, digest: &Digest) -> bool {
     hash(file).is_ok_and(|found| found == *digest)
@@ -230,5 +247,112 @@ fn hash(file: &mut File) -> io::Result<Digest> {
             0 => return Ok(hasher.finish()),
             length => hasher.update(&buf[..length]),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    struct Cache {
+        _dir: tempfile::TempDir,
+        store: Store,
+        layers: [Digest; 2],
+        chain: Digest,
+    }
+
+    /// A cache with content of two layers, and an image over them.
+    fn cache() -> Cache {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("cache"), None).unwrap();
+        let [one, two, chain] = [b"one", b"two", b"all"].map(|text| Digest::of(Algorithm::Sha256, text));
+        for diff_id in [&one, &two] {
+            let path = store.content_paths(LayerName { blob: diff_id, diff_id }).data;
+            store.new_file(path).unwrap().publish().unwrap();
+        }
+        let cache = Cache { _dir: dir, store, layers: [one, two], chain };
+        cache.publish();
+        cache
+    }
+
+    impl Cache {
+        fn publish(&self) {
+            let mut new = self.store.new_kernel_image(&self.chain).unwrap();
+            new.write_all(b"image").unwrap();
+            let mut file = self.store.publish_kernel_image(new, &self.layers).unwrap();
+            let mut bytes = Vec::new();
+            file.rewind().unwrap();
+            file.read_to_end(&mut bytes).unwrap();
+            assert_eq!(bytes, b"image");
+        }
+
+        fn path(&self) -> PathBuf {
+            self.store.path(EROFS, &self.chain)
+        }
+
+        /// Changes what the seal says.
+        fn forge(&self, change: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>)) {
+            let path = seal_of(&self.path());
+            let mut seal = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            change(&mut seal);
+            std::fs::write(&path, serde_json::to_vec(&seal).unwrap()).unwrap();
+        }
+
+        fn seal(&self) -> Seal {
+            self.store.read_seal(&self.path()).unwrap()
+        }
+    }
+
+    #[test]
+    fn an_image_goes_with_the_first_of_its_layers() {
+        let cache = cache();
+        assert_eq!(cache.seal().layers(), Some(&cache.layers[..]));
+        assert_eq!(cache.store.drop_orphaned_kernel_images().unwrap(), 0);
+        assert!(cache.store.kernel_image(&cache.chain).is_some());
+        std::fs::remove_file(
+            cache.store.content_paths(LayerName { blob: &cache.layers[1], diff_id: &cache.layers[1] }).data,
+        )
+        .unwrap();
+        assert!(cache.store.drop_orphaned_kernel_images().unwrap() > 0);
+        assert!(cache.store.kernel_image(&cache.chain).is_none() && !seal_of(&cache.path()).exists());
+    }
+
+    #[test]
+    fn an_image_that_does_not_name_its_layers_is_made_again() {
+        let cache = cache();
+        cache.forge(|seal| drop(seal.remove("layers")));
+        assert!(cache.store.kernel_image(&cache.chain).is_some(), "it is what was sealed");
+        cache.forge(|seal| {
+            seal.insert("boot".into(), "another".into());
+            seal.remove("verity");
+        });
+        assert!(cache.store.kernel_image(&cache.chain).is_none());
+        cache.publish();
+        assert_eq!(cache.seal().layers(), Some(&cache.layers[..]));
+        cache.forge(|seal| drop(seal.remove("layers")));
+        assert!(cache.store.drop_orphaned_kernel_images().unwrap() > 0 && !cache.path().exists());
+        // Another process has yet to seal it.
+        cache.publish();
+        std::fs::remove_file(seal_of(&cache.path())).unwrap();
+        assert_eq!(cache.store.drop_orphaned_kernel_images().unwrap(), 0);
+        assert!(cache.path().exists());
+    }
+
+    #[test]
+    fn an_image_is_compared_after_a_reboot_and_keeps_its_layers() {
+        let cache = cache();
+        for _ in 0..2 {
+            // A digest that the kernel does not measure is no reason to trust it.
+            cache.forge(|seal| {
+                seal.insert("boot".into(), "another".into());
+                seal.insert("verity".into(), cache.chain.to_string().into());
+            });
+            assert!(cache.store.kernel_image(&cache.chain).is_some());
+            assert_eq!(cache.seal().layers(), Some(&cache.layers[..]));
+        }
+        cache.forge(|seal| drop(seal.insert("diff_id".into(), cache.chain.to_string().into())));
+        cache.forge(|seal| drop(seal.insert("verity".into(), cache.chain.to_string().into())));
+        assert!(cache.store.kernel_image(&cache.chain).is_none() && !cache.path().exists(), "it is another one");
     }
 }

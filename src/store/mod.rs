@@ -40,6 +40,7 @@ mod pass_lock;
 mod passthrough_copy;
 mod seal;
 mod superseded;
+mod verity;
 mod windows_file;
 
 use std::collections::HashSet;
@@ -62,11 +63,12 @@ use files::Files;
 pub use files::{Disk, Effect};
 use in_use::Marks;
 pub use index_file::{IndexFile, IndexName};
-pub use kernel_image::SealedContent;
+pub use kernel_image::{SealedContent, is_verified_by_kernel};
 pub use open_files::descriptor_limit;
 pub use pass_lock::{PassLock, PassNote};
 pub use passthrough_copy::PassthroughCopy;
 pub use seal::Stamp;
+pub use verity::NoVerity;
 pub use windows_file::WindowsFile;
 
 use crate::descriptor::{Descriptor, MediaType};

@@ -13,7 +13,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::files::Files;
-use super::seal::{Stamp, seal_of};
+use super::seal::{Seal, Stamp, seal_of};
 use super::{LayerName, NewFile, Store, StoreError, WHOLE};
 use crate::digest::Digest;
 
@@ -60,7 +60,7 @@ impl Store {
 
     /// Whether a process has sealed the copy in its current state.
     pub fn is_sealed(&self, layer: LayerName<'_>, entry: u32, copy: &PassthroughCopy) -> bool {
-        self.seal_holds(&self.passthrough_copy_path(layer, entry), layer.diff_id, copy.stamp)
+        self.seal_holds(&self.passthrough_copy_path(layer, entry), layer.diff_id, &copy.file, copy.stamp)
     }
 
     /// Records for other processes that the copy was verified.
@@ -76,7 +76,7 @@ impl Store {
         let path = self.passthrough_copy_path(layer, entry);
         // Without a sync, the kernel may drop unwritten bytes later without a visible change.
         self.files.sync(&copy.file, &path).map_err(StoreError::io("sync", &path))?;
-        self.write_seal(&path, layer.diff_id, copy.stamp)
+        self.write_seal(&path, Seal::new(layer.diff_id, copy.stamp))
     }
 
     /// Starts writing the copy of an entry.

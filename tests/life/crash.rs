@@ -184,6 +184,7 @@ impl Disk for Noted {
             Effect::Remove(path) => ("remove", path),
             Effect::Lock(path) => ("lock", path),
             Effect::Touch(path) => ("touch", path),
+            Effect::Verity(_, path) => ("verity", path),
         };
         let below = path.strip_prefix(&self.cache).unwrap().iter().next().unwrap_or_default();
         let bucket = below.to_str().unwrap().split("-v").next().unwrap().to_owned();

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt as _;
 
 use super::*;
+use peelfs::store::{NoVerity, is_verified_by_kernel};
 use support::sandbox::content_file;
 
 const ALWAYS: &[&str] = &["--kernel", "always", "--allow-other"];
@@ -620,4 +621,58 @@ fn a_kernel_mount_stands_a_damaged_cache() {
         another.unmount();
     }
     at.unmount();
+}
+
+/// `make verity-check` has the same after real restarts, and with damage on the disk.
+#[test]
+fn the_kernel_verifies_files_where_it_can() {
+    if cannot_mount() {
+        return;
+    }
+    let (image, registry) = image();
+    let sandbox = Sandbox::new();
+    let at = mount(&sandbox, &registry, "a", ALWAYS);
+    let told = status(&sandbox, &at);
+    let shown = said(&sandbox.run([OsStr::new("status"), at.path.as_os_str()]));
+    let files = || {
+        let images = sandbox.bucket("erofs-v1").into_iter().filter(|file| file.extension().is_none());
+        content_files(&sandbox, &image).into_iter().chain(images)
+    };
+    let verified = |file: &Path| is_verified_by_kernel(&File::open(file).unwrap());
+    if told["fs_verity"] == false {
+        let why = told["no_fs_verity"].as_str().unwrap();
+        assert!(shown.contains(&format!("verifies nothing that it reads: {why}")), "{shown}");
+        assert!(files().any(|file| verified(&file).is_err()));
+        assert!(matches!(verified(sandbox.path()), Err(NoVerity::Unsupported | NoVerity::Refused(_))), "{why}");
+        return eprintln!("skipped: {why}");
+    }
+    assert!(shown.contains("verifies each page that it reads") && told["no_fs_verity"].is_null(), "{shown}");
+    assert!(files().all(|file| verified(&file).is_ok() && File::options().write(true).open(&file).is_err()));
+    at.unmount();
+
+    // As after a restart: nothing is read of the content.
+    for seal in files().map(|file| format!("{}.seal", file.display())) {
+        let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&seal).unwrap()).unwrap();
+        json["boot"] = "another".into();
+        json["stamp"]["inode"] = 1.into();
+        std::fs::write(&seal, json.to_string()).unwrap();
+    }
+    rustix::fs::sync();
+    std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    let at = mount(&sandbox, &registry, "b", ALWAYS);
+    let large = File::open(&content_files(&sandbox, &image)[0]).unwrap();
+    let mut bytes = [0; 100];
+    let parts = &mut [std::io::IoSliceMut::new(&mut bytes)];
+    let in_memory = rustix::io::preadv2(&large, parts, 1 << 20, rustix::io::ReadWriteFlags::NOWAIT);
+    assert_eq!(in_memory, Err(rustix::io::Errno::AGAIN));
+    assert_same("by the kernel", &tree_of(&layers()), &at.path, Compare::Exactly);
+    let output = sandbox.run(["cache", "verify"]);
+    assert!(output.status.success(), "{}", said(&output));
+    at.unmount();
+    // By FUSE, too; and it goes as other content.
+    let by_fuse = sandbox.mount_with(&reference(&registry), "fuse", &[]);
+    assert_same("by FUSE", &tree_of(&layers()), &by_fuse.path, Compare::Exactly);
+    let output = sandbox.run(["cache", "drop", "--content", "--all"]);
+    assert!(output.status.success() && !files().any(|file| file.exists() && verified(&file).is_ok()));
+    assert_same("fetched again", &tree_of(&layers()), &by_fuse.path, Compare::Exactly);
 }

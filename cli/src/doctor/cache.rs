@@ -14,7 +14,7 @@ use peelfs::content::glance_at_layer;
 use peelfs::erofs;
 use peelfs::fuse::mounts;
 use peelfs::host::report::Report;
-use peelfs::store::{Store, StoreError};
+use peelfs::store::{NoVerity, Store, StoreError, is_verified_by_kernel};
 
 pub(super) fn checks(args: &CacheDirArgs) -> Vec<Check> {
     let dir = match cache_dir(args) {
@@ -34,6 +34,7 @@ pub(super) fn checks(args: &CacheDirArgs) -> Vec<Check> {
     }
     let mut checks = vec![writable(&dir, there)];
     checks.extend(file_system(there));
+    checks.extend(verity(there));
     checks.extend(room(there, args.cache_size));
     checks.extend(formats(&store));
     checks.push(damage(&store));
@@ -88,6 +89,21 @@ fn file_system(there: &Path) -> Option<Check> {
         _ => return Some(Check::ok(name, kind)),
     };
     Some(Check::broken(name, kind).costs(costs).remedy("put the cache on a local disk with `--cache-dir`"))
+}
+
+/// Whether the kernel can verify files there.
+fn verity(there: &Path) -> Option<Check> {
+    let name = "fs-verity";
+    match is_verified_by_kernel(&File::open(there).ok()?) {
+        Ok(()) | Err(NoVerity::NotEnabled | NoVerity::Busy) => {
+            Some(Check::ok(name, "the kernel can verify what it reads in mounts by the kernel"))
+        }
+        Err(error @ (NoVerity::Unsupported | NoVerity::Refused(_))) => Some(
+            Check::missing(name, peelfs::image::chain(&error))
+                .costs("`--kernel`: all content is compared again after a restart, and a disk that returns wrong bytes later is not noticed")
+                .remedy("`tune2fs -O verity` for ext4, on a kernel with CONFIG_FS_VERITY; Btrfs has it"),
+        ),
+    }
 }
 
 fn room(there: &Path, limit: Option<u64>) -> Option<Check> {
