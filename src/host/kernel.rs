@@ -117,12 +117,28 @@ async fn mount_opened(
     fetching: Option<&mut dyn Progress>,
     is_recorded: bool,
 ) -> Result<(), HostError> {
-    let files = find(opened, fetching).await?;
-    let made = attach(spec, target, opened, &files)?;
+    let mut files = find(opened, fetching).await?;
+    let made = match attach(spec, target, opened, &files) {
+        Err(HostError::Kernel(KernelError::Attach(AttachError::Refused { .. }))) if drops_damaged_images(opened) => {
+            files = find(opened, None).await?;
+            attach(spec, target, opened, &files)
+        }
+        made => made,
+    };
+    let made = made?;
     if let Some(made) = made.filter(|_| is_recorded) {
         status::note_kernel_mount(&made, opened, &files);
     }
     Ok(())
+}
+
+/// Compares the EROFS images, which were verified before; returns whether one was damaged, and is gone.
+fn drops_damaged_images(opened: &Opened) -> bool {
+    let damaged = opened.store.check_kernel_images().map(|found| found.damaged).unwrap_or_default();
+    for what in &damaged {
+        tracing::warn!(what, "a file of the cache was damaged; it is made again");
+    }
+    !damaged.is_empty()
 }
 
 /// The files of an image, all of which is cached, or fetched if there is a `progress` to show it.
