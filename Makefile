@@ -5,7 +5,8 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help build demo test soak fuzz bench man install uninstall pages stage deb package-check deb-check static clean needs
+.PHONY: help build demo test soak fuzz bench man install uninstall pages stage deb package-check deb-check verity-check static \
+	clean needs
 
 help:
 	@echo 'make demo      build peelfs and see it work on a sample image (no registry or network needed)'
@@ -15,6 +16,7 @@ help:
 	@echo 'make install   install the program, manual pages, completions, helpers of mount(8), units; PREFIX is $(PREFIX)'
 	@echo 'make uninstall remove all of that'
 	@echo 'make deb       make a Debian package of it; `make deb-check` tries it in a fresh Debian'
+	@echo 'make verity-check  see kernel mounts with fs-verity work, in a virtual machine (QEMU)'
 	@echo 'make static    build a program that needs no shared library'
 	@echo 'make bench     measure beside other tools and draw charts'
 	@echo 'make fuzz      fuzz each target for FUZZ_SECONDS (needs a nightly toolchain and cargo-fuzz)'
@@ -163,6 +165,10 @@ deb: build
 deb-check: deb
 	@scripts/need.sh mmdebstrap:mmdebstrap
 	scripts/deb_check.sh --clean $(DEB)
+
+# Of the program that `make build` makes; VERITY_CHECK_KERNEL names a package with another kernel than Debian's newest.
+verity-check: build
+	scripts/verity_check.sh $(TARGET)/release/peelfs
 
 # Without musl: glibc's own resolver is in it, and it takes no other.
 STATIC_TARGET ?= $(shell uname -m)-unknown-linux-gnu
