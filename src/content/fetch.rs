@@ -267,12 +267,19 @@ impl Fetcher {
 
     /// Fetches the missing `spans` for no particular reader; `false` if some could not be fetched. The requests run to
     /// their end even if readers come to wait: what is on the link would be asked for again.
+    ///
+    /// One request after the other: spans that are not requested yet are not in flight, and a reader that needs them
+    /// overtakes.
     pub(super) async fn in_background(self: &Arc<Self>, spans: SpanRange, cause: Cause) -> bool {
-        let nothing = SpanRange::none_at(spans.start);
-        let Ok(Reserved { runs, .. }) = self.reserve(nothing, spans.end, Join::Any, cause) else { return false };
-        let mut good = true;
-        for run in runs {
-            good &= self.request(&Arc::new(run), None).await;
+        let (mut from, mut good) = (spans.start, true);
+        while from < spans.end {
+            let Ok(request) = self.request_from(from, spans.end) else { return false };
+            let reserved = self.reserve(SpanRange::none_at(from), request.end, Join::Any, cause);
+            let Ok(Reserved { runs, .. }) = reserved else { return false };
+            for run in runs {
+                good &= self.request(&Arc::new(run), None).await;
+            }
+            from = request.end;
         }
         good
     }

@@ -515,6 +515,34 @@ fn what_an_ended_mount_was_to_fetch_others_fetch_at_once() {
     });
 }
 
+/// A replay joins neighbours, which take several requests, one after the other.
+#[test]
+fn a_read_overtakes_what_a_replay_has_not_asked_for() {
+    let image = image(Packing::Stored);
+    let dir = tempfile::tempdir().unwrap();
+    let store = learnt(&image, dir.path());
+    let wanted = (0..700).map(|span| (0, span * (16 << 10))).collect();
+    let run = ProfileRun::new(image.root().digest.clone(), wanted);
+    keep_profile(&store, profile_of(&image, run)).unwrap();
+    runtime().block_on(async {
+        let silent = MemorySource::new(&image);
+        let fs = shown::open(&silent, &store).await.unwrap();
+        silent.hang();
+        let replaying = Arc::clone(&fs);
+        tokio::spawn(async move { replaying.prefetch(Prefetch::Profile).await });
+        // 256 KiB, 512 KiB, and 768 KiB of 1 MiB.
+        until_asked(&silent, 3).await;
+        let node = fs.awaited(|fs| fs.walk(b"3", Last::Follow)).await.unwrap().node;
+        let reading = Arc::clone(&fs);
+        tokio::spawn(async move { reading.read(node, FileOffset(64 << 10), 4096).await });
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(silent.asked(), 4, "the read asks for what it needs");
+        fs.end();
+    });
+}
+
 /// A runtime with this many blocking threads.
 fn runtime_with_threads(threads: usize) -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(threads).build().unwrap()
