@@ -559,7 +559,7 @@ pub(crate) enum HostCommand {
     },
     /// Mounts an overlay over a mount, and exits
     Cover {
-        /// Write the time on log lines
+        /// Write lines of a log, with the time
         #[arg(long)]
         in_background: bool,
     },

@@ -2,13 +2,14 @@
 //!
 //! On stderr a line reads as other messages of a command, and with `PEELFS_LOG` as one of a log.
 //!
-//! In the background, stderr is the log file and each line has a time. Repeated lines are counted ([`Repeats`]), and a
-//! log in the runtime directory does not exceed [`LARGEST_LOG`].
+//! A process in the background has the stderr of the command that started it, be that a terminal, a pipe or a file, until its
+//! mount is ready; from then on, stderr is the log file and each line has a time. Repeated lines are counted ([`Repeats`]),
+//! and a log in the runtime directory does not exceed [`LARGEST_LOG`].
 
 use std::io::{self, Write};
 use std::sync::LazyLock;
 
-use rustix::fs::{FileType, fstat, ftruncate};
+use rustix::fs::{fstat, ftruncate};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
@@ -18,7 +19,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, fmt};
 
-use super::args::{Command, HostCommand};
+use super::args::{Command, HostArgs, HostCommand};
 use super::repeats::{Counted, Repeats};
 use super::{progress, text};
 use peelfs::host::{background, failures};
@@ -36,6 +37,9 @@ static REPEATS: LazyLock<Repeats> = LazyLock::new(Repeats::default);
 
 /// Starts logging for this process.
 pub(crate) fn start(command: &Command) {
+    if let Command::Host(HostArgs { command: HostCommand::Cover { in_background: true } }) = command {
+        background::inherits_log();
+    }
     let in_background = match command {
         Command::Host(args) => match args.command {
             HostCommand::Keeper { in_background, .. }
@@ -121,7 +125,7 @@ where
     }
 }
 
-/// Lines of a log, once there is one: a process that is about to go to the background still shares the terminal of a command.
+/// Lines of a log, once there is one: until then, the process shares the stderr of a command.
 struct InBackground<F>(F);
 
 impl<S, N, F> FormatEvent<S, N> for InBackground<F>
@@ -131,8 +135,7 @@ where
     F: FormatEvent<S, N>,
 {
     fn format_event(&self, context: &FmtContext<'_, S, N>, writer: Writer<'_>, event: &Event<'_>) -> std::fmt::Result {
-        let is_file = |found: rustix::fs::Stat| FileType::from_raw_mode(found.st_mode) == FileType::RegularFile;
-        match fstat(io::stderr()).is_ok_and(is_file) {
+        match background::has_log() {
             true => self.0.format_event(context, writer, event),
             false => Told.format_event(context, writer, event),
         }

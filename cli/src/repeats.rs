@@ -69,7 +69,7 @@ impl Repeats {
             .into_iter()
             .filter(|(_, seen)| seen.held_back > 0)
             .map(|((_, layer), seen)| {
-                let of = if layer.is_empty() { String::new() } else { format!(" layer={layer}") };
+                let of = if layer.is_empty() { String::new() } else { format!(" (layer {layer})") };
                 format!("… and {} more like it: {}{of}", seen.held_back, seen.text)
             })
             .collect();
@@ -166,7 +166,7 @@ mod tests {
         assert_eq!((0..30).filter(|_| admit(61, "", MOST_A_MINUTE).is_some()).count(), 20);
         assert_eq!(
             repeats.rest(),
-            ["… and 1 more like it: it is damaged layer=b", "… and 10 more like it: it is damaged"]
+            ["… and 1 more like it: it is damaged (layer b)", "… and 10 more like it: it is damaged"]
         );
         assert_eq!(repeats.rest(), [] as [String; 0]);
     }

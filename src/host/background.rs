@@ -234,6 +234,18 @@ pub fn log_is_own() -> bool {
 
 static LOG_IS_OWN: AtomicBool = AtomicBool::new(false);
 
+/// Whether stderr of this process is its log, and no longer what a command's user sees.
+pub fn has_log() -> bool {
+    HAS_LOG.load(Ordering::Relaxed)
+}
+
+/// Notes that stderr of this process is a log that another process has opened.
+pub fn inherits_log() {
+    HAS_LOG.store(true, Ordering::Relaxed);
+}
+
+static HAS_LOG: AtomicBool = AtomicBool::new(false);
+
 /// Detaches from the terminal: further output goes to `log`.
 ///
 /// # Errors
@@ -249,6 +261,7 @@ pub(super) fn redirect_to(log: &Path) -> Result<(), HostError> {
     redirected().map_err(|cause| HostError::Log { path: log.to_owned(), cause })?;
     let own = status::directory().is_ok_and(|directory| log.parent() == Some(&directory));
     LOG_IS_OWN.store(own, Ordering::Relaxed);
+    HAS_LOG.store(true, Ordering::Relaxed);
     Ok(())
 }
 

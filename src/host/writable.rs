@@ -247,7 +247,8 @@ pub(super) async fn cover_by_another(handover: &Handover) -> Result<(), HostErro
     let (own, other) = Channel::pair().map_err(&failed)?;
     let program = std::env::current_exe().map_err(&failed)?;
     let mut command = tokio::process::Command::new(program);
-    command.args(COVER).arg(background::QUIET).stdin(Stdio::from(other)).kill_on_drop(true);
+    command.args(COVER).args(background::has_log().then_some(background::QUIET));
+    command.stdin(Stdio::from(other)).kill_on_drop(true);
     let mut child = command.spawn().map_err(&failed)?;
     // The child holds the other end.
     drop(command);
