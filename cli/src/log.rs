@@ -25,7 +25,7 @@ use super::{progress, text};
 use peelfs::host::{background, failures};
 
 /// fuser warns at every unmount by another process, which is the usual case.
-const DEFAULT: &str = "warn,fuser=error";
+const DEFAULT: &str = "warn,fuser=error,peelfs::note=info";
 
 /// The target of failed requests.
 const FAILURE: &str = "peelfs::failure";

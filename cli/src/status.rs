@@ -234,12 +234,11 @@ impl<'a> Known<'a> {
                     line("", text::printable(format!("sent by: {host}").as_bytes()));
                 }
             }
-            for (number, layer) in health.layers.iter().enumerate().filter(|_| !self.explain) {
-                for other in &layer.not_used {
-                    let NotUsed { origin, why } = other;
-                    let told = format!("{origin} of layer {} of {}: {why}", number + 1, health.layers.len());
-                    line("not used", text::printable(told.as_bytes()));
-                }
+            if let Some(why) = &health.no_pushed_index {
+                line("indexes", text::printable(why.as_bytes()));
+            }
+            for told in not_used(health).iter().filter(|_| !self.explain) {
+                line("not used", text::printable(told.as_bytes()));
             }
             let (received, size) = (text::size(health.received_bytes), text::size(health.image_bytes));
             // What was evicted or dropped is fetched again.
@@ -324,6 +323,25 @@ impl<'a> Known<'a> {
             activity: self.activity.as_ref().map(JsonActivity::from),
         }
     }
+}
+
+/// The indexes that were there and are not used; what holds for several layers in one line.
+fn not_used(health: &Health) -> Vec<String> {
+    let mut layers_of: Vec<(&NotUsed, Vec<usize>)> = Vec::new();
+    for (number, layer) in (1..).zip(&health.layers) {
+        for other in &layer.not_used {
+            match layers_of.iter_mut().find(|(known, _)| *known == other) {
+                Some((_, layers)) => layers.push(number),
+                None => layers_of.push((other, vec![number])),
+            }
+        }
+    }
+    let all = health.layers.len();
+    let told = |(NotUsed { origin, why }, layers): (&NotUsed, Vec<usize>)| match &layers[..] {
+        [only] => format!("{origin} of layer {only} of {all}: {why}"),
+        several => format!("{origin} of {} of {all} layers: {why}", several.len()),
+    };
+    layers_of.into_iter().map(told).collect()
 }
 
 /// Who vouches for layers that this machine has not indexed, and for how many.

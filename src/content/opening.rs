@@ -64,6 +64,9 @@ pub async fn open(pass: &FirstPass, origins: &[Origin], means: &Means<'_>) -> Re
         passed_over.push(PassedOver { origin: *origin, why });
     }
     tracing::debug!(layer = %pass.layer.blob.digest, ?passed_over, "a first pass is made");
+    if let Some(pushed) = means.pushed {
+        pushed.tell_absence(&passed_over);
+    }
     Ok(Opened { index: pass.run(means).await?, origin: Origin::FirstPass, passed_over })
 }
 

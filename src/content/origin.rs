@@ -219,13 +219,23 @@ impl NotOpened {
         }
     }
 
-    /// Whether a line of the log has said it of the artifact, for all layers.
-    pub(super) fn was_told(&self) -> bool {
+    /// Whether the place of the index cannot be asked, which is said of the image, and not of each layer.
+    pub fn is_of_place(&self) -> bool {
         match self {
-            Self::Pushed(PushedError::None { .. } | PushedError::Refused(_)) => true,
-            Self::Soci(SociError::Index(why)) => matches!(**why, NoIndex::None { .. }),
+            Self::Pushed(PushedError::NotListed { .. }) => true,
+            Self::Soci(SociError::Index(why)) => matches!(**why, NoIndex::NotListed { .. }),
             _ => false,
         }
+    }
+
+    /// Whether a line of the log has said it of the artifact or its place, for all layers.
+    pub(super) fn was_told(&self) -> bool {
+        use PushedError::{None, NotListed, Refused};
+        matches!(
+            self,
+            Self::Pushed(None { .. } | Refused(_) | NotListed { .. })
+                | Self::Soci(SociError::Index(_) | SociError::Away(_))
+        )
     }
 }
 

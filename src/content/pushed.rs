@@ -16,11 +16,12 @@ use tokio::sync::OnceCell;
 
 use super::artifact_check::{ArtifactCheck, ArtifactChecks, Refusal, artifact_of, name_of, parse_name};
 use super::layer_ref::LayerRef;
-use super::origin::{NotOpened, Opened, Origin, open_stored};
+use super::origin::{NotOpened, Opened, Origin, PassedOver, open_stored};
 use super::profiles::{Profiles, keep_profile, load_profile};
 use super::pushed_error::PushedError;
 use super::referrer::{Referring, described, keep, manifest_of};
 use super::soci::WantedLayer;
+use super::soci_error::{NoIndex, SociError};
 use super::soci_referrers::SociReferrers;
 use super::superseded::drop_superseded;
 use super::transfer;
@@ -46,7 +47,7 @@ pub struct PushedIndexes {
     place: Box<str>,
     /// The layers that are looked for.
     layers: Vec<Digest>,
-    found: OnceCell<Result<Found, Arc<PushedError>>>,
+    found: OnceCell<Result<Found, Arc<str>>>,
     profiles: OnceCell<()>,
     checks: Arc<ArtifactChecks>,
     /// A SOCI index in the same place.
@@ -74,7 +75,7 @@ impl PushedIndexes {
         check: Option<Arc<dyn ArtifactCheck>>,
     ) -> Self {
         let checks = Arc::new(ArtifactChecks::new(check));
-        let referring = registry.as_ref().map(|registry| Referring::new(Arc::clone(registry), image));
+        let referring = registry.as_ref().map(|registry| Referring::new(Arc::clone(registry), place, image));
         let soci = registry.as_ref().zip(referring.as_ref()).map(|(registry, referring)| {
             SociReferrers::new(Arc::clone(registry), (place, image), Arc::clone(referring), Arc::clone(&checks))
         });
@@ -198,7 +199,10 @@ impl PushedIndexes {
         let Some(registry) = &self.registry else {
             return Err(refused.map_or(NotOpened::None, NotOpened::from));
         };
-        let found = self.found(registry, Some(store)).await.map_err(|why| PushedError::NotFound { why })?;
+        let found = self.found(registry, Some(store)).await.map_err(|why| {
+            self.referring.iter().for_each(|referring| referring.tell_failure());
+            PushedError::NotListed { why }
+        })?;
         let Some((pushed, artifact)) = found.indexes.get(&layer.blob.digest) else {
             let (place, mut unusable) = (self.place.to_string(), found.unusable.clone());
             if let Some(PushedError::Refused(Refusal { why, .. })) = refused {
@@ -223,7 +227,7 @@ impl PushedIndexes {
     pub async fn look(&self, layer: &LayerRef) -> String {
         let Some(registry) = &self.registry else { return NOT_OFFLINE.to_owned() };
         match self.found(registry, None).await {
-            Err(why) => PushedError::NotFound { why }.to_string(),
+            Err(why) => PushedError::NotListed { why }.to_string(),
             Ok(found) => match found.indexes.get(&layer.blob.digest) {
                 Some((index, _)) => {
                     format!("{} has one of {} bytes; it is not needed yet", self.place, index.blob.size)
@@ -235,16 +239,36 @@ impl PushedIndexes {
         }
     }
 
-    async fn found(&self, registry: &RegistrySource, store: Option<&Store>) -> Result<&Found, Arc<PushedError>> {
-        let find = || async { self.find(registry, store).await.map_err(Arc::new) };
-        self.found.get_or_init(find).await.as_ref().map_err(Arc::clone)
+    /// Says once that there is no index of any layer, if a layer was opened otherwise because of that: `passed_over` are the
+    /// origins that it was asked of.
+    pub(super) fn tell_absence(&self, passed_over: &[PassedOver]) {
+        let has_nothing = |found: &Found| found.indexes.is_empty() && found.unusable.is_empty();
+        let is_absent = |over: &PassedOver| match &over.why {
+            NotOpened::Pushed(PushedError::None { .. }) => true,
+            NotOpened::Soci(SociError::Index(why)) => matches!(**why, NoIndex::None { .. }) && over.why.is_absence(),
+            _ => false,
+        };
+        let mut asked = passed_over.iter().filter(|over| FROM_ARTIFACTS.contains(&over.origin));
+        if matches!(self.found.get(), Some(Ok(found)) if has_nothing(found)) && asked.all(is_absent) {
+            self.referring.iter().for_each(|referring| referring.tell_absence());
+        }
+    }
+
+    /// What there is to say of all layers, if no index of them is found.
+    pub fn said(&self) -> Option<&str> {
+        self.referring.as_ref()?.said()
+    }
+
+    async fn found(&self, registry: &RegistrySource, store: Option<&Store>) -> Result<&Found, Arc<str>> {
+        self.found.get_or_init(|| self.find(registry, store)).await.as_ref().map_err(Arc::clone)
     }
 
     /// Looks at the artifacts of the image, the newest first, until each layer has an index.
-    async fn find(&self, registry: &RegistrySource, store: Option<&Store>) -> Result<Found, PushedError> {
-        let mut patience = Patience { left: FIND_LIMIT };
-        let late = || PushedError::Late { place: self.place.to_string(), seconds: FIND_LIMIT.as_secs() };
+    async fn find(&self, registry: &RegistrySource, store: Option<&Store>) -> Result<Found, Arc<str>> {
         let Some(referring) = &self.referring else { return Ok(Found::default()) };
+        let mut patience = Patience { left: FIND_LIMIT };
+        let late =
+            || referring.fail(&PushedError::Late { place: self.place.to_string(), seconds: FIND_LIMIT.as_secs() });
         let candidates = referring.of_type(INDEX_ARTIFACT);
         let candidates = patience.within(candidates).await.ok_or_else(late)??;
         let mut found = Found::default();

@@ -31,9 +31,6 @@ pub enum PushedError {
     /// It cannot be looked for or fetched.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// What there is cannot be listed.
-    #[error(transparent)]
-    Listed(#[from] Arc<SourceError>),
     /// The registry takes too long.
     #[error("{place} gave no answer within {seconds} s")]
     Late {
@@ -42,11 +39,11 @@ pub enum PushedError {
         /// The limit.
         seconds: u64,
     },
-    /// It could not be looked for, as an earlier layer has found.
+    /// What is there cannot be listed, for any layer.
     #[error("it cannot be looked for: {why}")]
-    NotFound {
+    NotListed {
         /// Why.
-        why: Arc<PushedError>,
+        why: Arc<str>,
     },
     /// The blob is not what the artifact's manifest says.
     #[error("blob {blob} is not what its digest says")]

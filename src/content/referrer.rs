@@ -28,31 +28,81 @@ fn of_pages(found: Referrers, kind: &str) -> Vec<Descriptor> {
     referrers(pages.iter().map(|page| &**page), kind)
 }
 
-/// What refers to one image, asked for once: where there is no endpoint that lists it, one document has artifacts of all types.
+/// What refers to one image, asked for once: where there is no endpoint that lists it, one document has artifacts of all types. Also
+/// what is said once of all layers of the image: that there is no list, or that nothing in it has indexes.
 pub(super) struct Referring {
     registry: Arc<RegistrySource>,
+    /// Registry and repository.
+    place: Box<str>,
     /// The image's manifest.
     image: Digest,
     /// By type.
     listed: Mutex<HashMap<&'static str, Listed>>,
     /// The document under the tag, or that there is none.
     tagged: OnceLock<Option<Bytes>>,
+    /// Why there is no list.
+    failed: OnceLock<Arc<str>>,
+    said: OnceLock<String>,
 }
 
-type Listed = Arc<OnceCell<Result<Vec<Descriptor>, Arc<SourceError>>>>;
+type Listed = Arc<OnceCell<Result<Vec<Descriptor>, Arc<str>>>>;
 
 impl Referring {
-    pub(super) fn new(registry: Arc<RegistrySource>, image: &Digest) -> Arc<Self> {
-        Arc::new(Self { registry, image: image.clone(), listed: Mutex::default(), tagged: OnceLock::new() })
+    /// What refers to `image` in `place`, the repository of `registry`.
+    pub(super) fn new(registry: Arc<RegistrySource>, place: &str, image: &Digest) -> Arc<Self> {
+        let (image, place) = (image.clone(), place.into());
+        let (listed, tagged) = (Mutex::default(), OnceLock::new());
+        Arc::new(Self { registry, place, image, listed, tagged, failed: OnceLock::new(), said: OnceLock::new() })
     }
 
     /// As [`candidates`].
     ///
     /// # Errors
-    /// [`SourceError`]
-    pub(super) async fn of_type(&self, kind: &'static str) -> Result<Vec<Descriptor>, Arc<SourceError>> {
+    /// Why there is no list; it is not asked for again, of whichever type.
+    pub(super) async fn of_type(&self, kind: &'static str) -> Result<Vec<Descriptor>, Arc<str>> {
         let listed = Arc::clone(lock(&self.listed).entry(kind).or_default());
-        listed.get_or_init(|| async { self.ask(kind).await.map_err(Arc::new) }).await.clone()
+        let ask = || async {
+            match self.failed.get() {
+                Some(why) => Err(Arc::clone(why)),
+                None => self.ask(kind).await.map_err(|error| self.fail(&error)),
+            }
+        };
+        listed.get_or_init(ask).await.clone()
+    }
+
+    /// Notes why there is no list.
+    pub(super) fn fail(&self, error: &dyn std::error::Error) -> Arc<str> {
+        Arc::clone(self.failed.get_or_init(|| error.to_string().into()))
+    }
+
+    /// Logs that there is no list.
+    pub(super) fn tell_failure(&self) {
+        if let Some(why) = self.failed.get() {
+            let said = || format!("{} cannot be asked for indexes of this image: {why}", self.place);
+            self.say(said, |said| tracing::warn!("{said}; its layers are opened otherwise"));
+        }
+    }
+
+    /// Logs that there is no index.
+    pub(super) fn tell_absence(&self) {
+        let said = || format!("{} has no index of this image", self.place);
+        self.say(said, |said| tracing::info!(target: NOTE, "{said}; layers that are not cached are read whole"));
+    }
+
+    /// What was logged.
+    pub(super) fn said(&self) -> Option<&str> {
+        self.said.get().map(String::as_str)
+    }
+
+    fn say(&self, said: impl FnOnce() -> String, log: impl FnOnce(&str)) {
+        let mut is_first = false;
+        let said = self.said.get_or_init(|| {
+            is_first = true;
+            said()
+        });
+        if is_first {
+            log(said);
+        }
     }
 
     async fn ask(&self, kind: &str) -> Result<Vec<Descriptor>, SourceError> {
@@ -103,3 +153,6 @@ pub(super) fn described(digest: &Digest, manifest: &[u8]) -> Descriptor {
     let media_type = read.map_or(MediaType::OciManifest, |manifest| MediaType::parse(&manifest.media_type));
     Descriptor::new(media_type, digest.clone(), manifest.len() as u64)
 }
+
+/// The target of events that are notes for the user.
+const NOTE: &str = "peelfs::note";

@@ -7,6 +7,7 @@
 //! opened otherwise.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use tokio::sync::OnceCell;
@@ -43,13 +44,15 @@ pub struct BoundSoci {
     /// The image's manifest.
     image: Digest,
     found: OnceCell<Result<SociIndex, Arc<NoIndex>>>,
+    /// Whether a line of the log has said that it cannot be used.
+    told: AtomicBool,
 }
 
 impl BoundSoci {
     /// That of the image with the manifest `image` and these layers; `None` if there is none.
     pub fn of<'a>(image: &Digest, layers: impl IntoIterator<Item = &'a LayerRef>) -> Option<Self> {
         let digest = layers.into_iter().find_map(|layer| layer.soci.clone())?;
-        Some(Self { digest, image: image.clone(), found: OnceCell::new() })
+        Some(Self { digest, image: image.clone(), found: OnceCell::new(), told: AtomicBool::new(false) })
     }
 
     /// Opens a layer by the zTOC that the index has of it.
@@ -65,16 +68,24 @@ impl BoundSoci {
         if let Ok(stored) = open_stored(wanted.layer, &[origin], wanted.store) {
             return Ok(stored);
         }
-        let index = self.found(source, wanted.store).await?;
+        let index = self.found(source, wanted.store).await.inspect_err(|error| self.tell(error))?;
         let maker = Maker { format: Format::Soci, by: &bound(&self.digest), source, image: &self.image };
         maker.open(index, wanted).await
+    }
+
+    /// Logs that the index cannot be used, once for all layers.
+    fn tell(&self, error: &SociError) {
+        if !self.told.swap(true, Ordering::Relaxed) {
+            let error = error as &dyn std::error::Error;
+            tracing::warn!(index = %self.digest, error, "the SOCI index of the image is not used; its layers are opened otherwise");
+        }
     }
 
     async fn found(&self, source: &Arc<dyn BlobSource>, store: &Store) -> Result<&SociIndex, SociError> {
         let find = || async {
             match fetch_index(&self.digest, source, store).await {
                 // It may be there later.
-                Err(NoIndex::Source(error @ SourceError::Unreachable { .. })) => Err(SociError::Source(error)),
+                Err(NoIndex::Source(error @ SourceError::Unreachable { .. })) => Err(SociError::Away(error)),
                 found => Ok(found.map_err(Arc::new)),
             }
         };

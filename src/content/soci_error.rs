@@ -13,6 +13,9 @@ pub enum SociError {
     /// There is no index.
     #[error("{0}")]
     Index(Arc<NoIndex>),
+    /// The registry cannot be reached, and may have the index later.
+    #[error("the SOCI index cannot be fetched: {0}")]
+    Away(SourceError),
     /// The index has none of the layer, as of those that are small or zstd.
     #[error("the SOCI index has no zTOC of this layer")]
     NoZtoc,
@@ -44,9 +47,12 @@ pub enum NoIndex {
     /// It cannot be fetched.
     #[error("the SOCI index cannot be fetched: {0}")]
     Source(#[from] SourceError),
-    /// What there is cannot be listed.
-    #[error("the SOCI index cannot be fetched: {0}")]
-    Listed(#[from] Arc<SourceError>),
+    /// What is there cannot be listed.
+    #[error("it cannot be looked for: {why}")]
+    NotListed {
+        /// Why.
+        why: Arc<str>,
+    },
     /// It is another document than the manifest binds.
     #[error("the SOCI index is not the one that the manifest binds: {0}")]
     Other(Box<Mismatch>),

@@ -54,7 +54,8 @@ impl SociReferrers {
     /// # Errors
     /// [`NotOpened`]
     pub(super) async fn open(&self, wanted: &WantedLayer<'_>) -> Result<Opened, NotOpened> {
-        let Found { index, name } = self.found(Some(wanted.store)).await?;
+        let found = self.found(Some(wanted.store)).await;
+        let Found { index, name } = found.inspect_err(|_| self.referring.tell_failure())?;
         let source = Arc::clone(&self.registry) as Arc<dyn BlobSource>;
         let (by, source) = (&**name, &source);
         Maker { format: Format::SociReferrer, by, source, image: &self.image }.open(index, wanted).await
@@ -79,7 +80,7 @@ impl SociReferrers {
     /// The newest index that refers to the image and may be used.
     async fn find(&self, store: Option<&Store>) -> Result<Found, NoIndex> {
         let mut unusable = Vec::new();
-        for candidate in self.referring.of_type(SOCI_V1).await? {
+        for candidate in self.referring.of_type(SOCI_V1).await.map_err(|why| NoIndex::NotListed { why })? {
             let (index, manifest) = match self.read(&candidate, store).await {
                 Ok(read) => read,
                 Err(why) => {

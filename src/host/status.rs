@@ -149,6 +149,9 @@ pub struct Health {
     pub waiting: Vec<WaitStatus>,
     /// Its last refusal, unless a request has succeeded since.
     pub refused: Option<String>,
+    /// Why no index of its layers that others have pushed is used, if it is the same for all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_pushed_index: Option<String>,
     /// The state of each layer, base first.
     pub layers: Vec<LayerStatus>,
 }
@@ -538,6 +541,7 @@ impl Health {
             hosts: registry.map(RegistrySource::hosts).filter(|hosts| hosts.len() > 1).unwrap_or_default(),
             waiting: outages.map(Outages::status).unwrap_or_default(),
             refused: outages.and_then(Outages::refusal),
+            no_pushed_index: fs.no_pushed_index().map(ToOwned::to_owned),
             layers: fs.layer_status(),
         }
     }

@@ -504,6 +504,11 @@ impl ImageFs {
         self.layers.status()
     }
 
+    /// Why no index of its layers that others have pushed is used, if it is the same for all of them.
+    pub fn no_pushed_index(&self) -> Option<&str> {
+        self.layers.no_pushed_index()
+    }
+
     /// Prefetches missing parts of the layers that are available now, as `policy` says.
     pub async fn prefetch(&self, policy: Prefetch) {
         self.layers.prefetch(policy).await;

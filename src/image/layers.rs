@@ -336,6 +336,11 @@ impl Layers {
             .collect()
     }
 
+    /// Why no index that others have pushed is used, if it is the same for all layers.
+    pub fn no_pushed_index(&self) -> Option<&str> {
+        self.trust.pushed.as_ref()?.said()
+    }
+
     /// Bytes of blobs to be read by first passes, and bytes read so far.
     pub fn progress(&self) -> (u64, u64) {
         let mut total = 0;

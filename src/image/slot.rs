@@ -131,7 +131,8 @@ impl Slot {
         let mut past = lock(&self.past);
         past.opened = Some(origin);
         past.passed_over.extend(over.iter().map(|over| (over.origin, chain(&over.why))));
-        past.unusable.extend(over.iter().filter(|over| !over.why.is_absence()).map(|over| over.origin));
+        let is_said_of_it = |over: &&PassedOver| !over.why.is_absence() && !over.why.is_of_place();
+        past.unusable.extend(over.iter().filter(is_said_of_it).map(|over| over.origin));
     }
 
     /// The table of contents that it was opened by is wrong.

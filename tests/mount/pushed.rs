@@ -129,6 +129,63 @@ fn a_pushed_index_costs_few_requests_and_bytes() {
     assert!(of_layers(&registry, &image).iter().any(|asked| asked.status == 200), "a first pass");
 }
 
+/// Also where stderr is a file: until a mount is ready, its processes say what they have to say as the command does.
+#[test]
+fn a_registry_that_is_away_is_told_once() {
+    if cannot_mount() {
+        return;
+    }
+    let registry = taking_pushes(&image());
+    let reference = registry.reference("team/app", "1");
+    let away = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let from = format!("{away}/team/indexes");
+    for choice in ["auto", "own", "foreign"] {
+        let sandbox = Sandbox::new();
+        let (at, file) = (sandbox.mount_point("a"), sandbox.path().join("stderr"));
+        let mut mount = sandbox.peelfs(["mount", "--wait", "--index", choice, "--index-from", &from, &reference]);
+        let mounted = mount.arg(&at.path).stderr(std::fs::File::create(&file).unwrap()).status().unwrap();
+        let told = std::fs::read_to_string(&file).unwrap();
+        assert!(mounted.success(), "{told}");
+        let wanted = format!("warning: {from} cannot be asked for indexes of this image: ");
+        assert!(told.starts_with(&wanted) && told.lines().count() == 1, "{choice}: {told}");
+        let status = done(&sandbox, &["status", at.path.to_str().unwrap()]);
+        assert!(status.contains(&format!("  indexes  {from} cannot be asked for indexes")), "{status}");
+        assert!(!status.contains("not used"), "{status}");
+        at.unmount();
+        assert_eq!(sandbox.logs(), "", "{choice}");
+        drop(std::fs::remove_dir_all(sandbox.cache()));
+        let listed = sandbox.run(["ls", "--index", choice, "--index-from", &from, &reference]);
+        let told = String::from_utf8(listed.stderr).unwrap();
+        assert!(told.starts_with(&wanted) && told.lines().count() == 1, "{choice}: {told}");
+    }
+}
+
+#[test]
+fn a_repository_without_indexes_is_told_once() {
+    if cannot_mount() {
+        return;
+    }
+    let registry = taking_pushes(&image());
+    let reference = registry.reference("team/app", "1");
+    let elsewhere = format!("{}/team/indexes", registry.addr());
+    for (from, place) in [("referrers", format!("{}/team/app", registry.addr())), (&elsewhere, elsewhere.clone())] {
+        let sandbox = Sandbox::new();
+        let note = format!("note: {place} has no index of this image; layers that are not cached are read whole\n");
+        let list = || {
+            let listed = sandbox.peelfs(["ls", &reference]).env("PEELFS_INDEX_FROM", from).output().unwrap();
+            assert!(listed.status.success(), "{}", said(&listed));
+            String::from_utf8(listed.stderr).unwrap()
+        };
+        assert_eq!(list(), note);
+        // Nothing is looked for where this machine has indexes.
+        assert_eq!(list(), "");
+        sandbox.store().prune(peelfs::store::Keep::Nothing).unwrap();
+        let at = sandbox.mount_with(&reference, "a", &["--index-from", from]);
+        let status = done(&sandbox, &["status", at.path.to_str().unwrap()]);
+        assert!(status.contains(&format!("  indexes  {place} has no index of this image\n")), "{status}");
+    }
+}
+
 /// Of a layer that is one deflate block, as `igzip -0` writes it.
 #[test]
 fn a_pushed_index_has_starts_inside_a_block() {
