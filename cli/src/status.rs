@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -18,6 +18,7 @@ use peelfs::host::status::{self, Health, KernelMount, MountState, ShownLayer};
 use peelfs::image::{Considered, LayerProgress, LayerStatus, NotUsed};
 use peelfs::source::outage::WaitStatus;
 use peelfs::source::registry::HostStatus;
+use peelfs::store::NotKept;
 
 pub(super) fn run(args: &StatusArgs) -> Result<(), Report> {
     if args.metrics {
@@ -264,6 +265,12 @@ impl<'a> Known<'a> {
             if let Some(refused) = &health.refused {
                 line("refused", text::printable(refused.as_bytes()));
             }
+            if let Some(not_kept) = &health.not_kept {
+                let told = told_of_cache(not_kept, self.state.map(|state| &*state.cache));
+                told.into_iter()
+                    .zip(["cache", ""])
+                    .for_each(|(told, what)| line(what, text::printable(told.as_bytes())));
+            }
             for layer in &health.layers {
                 if let Some(error) = &layer.error {
                     let what = if layer.state == LayerProgress::Ready { "failing" } else { "failed" };
@@ -323,6 +330,20 @@ impl<'a> Known<'a> {
             activity: self.activity.as_ref().map(JsonActivity::from),
         }
     }
+}
+
+/// What the cache cannot keep, and what can be done about it.
+fn told_of_cache(NotKept { what, why, full, since }: &NotKept, cache: Option<&Path>) -> [String; 2] {
+    let since = text::time(i64::try_from(*since).unwrap_or(i64::MAX));
+    let cache = cache.map_or(String::new(), |cache| format!("`{}` ", cache.display()));
+    let remedy = match full {
+        true => "make room on its disk (`peelfs cache prune`), or mount with another `--cache-dir`",
+        false => "mount with another `--cache-dir`, which can be written to",
+    };
+    [
+        format!("{cache}cannot keep {what}, since {since} UTC: {why}"),
+        format!("what is not kept is fetched again when it is read; {remedy}"),
+    ]
 }
 
 /// The indexes that were there and are not used; what holds for several layers in one line.

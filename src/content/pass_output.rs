@@ -110,6 +110,9 @@ impl ContentWriter {
 
     pub(super) fn into_content(mut self) -> Option<NewContent> {
         let content = self.content.as_mut()?;
+        if self.stopped_at.is_none() {
+            self.store.has_kept();
+        }
         for end in &self.ends {
             content.span_done(self.stopped_at.is_none_or(|stopped| *end <= stopped));
         }

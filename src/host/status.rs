@@ -36,7 +36,7 @@ use crate::image::{ImageFs, LayerStatus};
 use crate::source::BlobSource;
 use crate::source::outage::{Outages, WaitStatus};
 use crate::source::registry::{HostStatus, RegistrySource};
-use crate::store::is_verified_by_kernel;
+use crate::store::{NotKept, is_verified_by_kernel};
 
 /// The process that serves a mount.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -149,6 +149,9 @@ pub struct Health {
     pub waiting: Vec<WaitStatus>,
     /// Its last refusal, unless a request has succeeded since.
     pub refused: Option<String>,
+    /// What the cache cannot keep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_kept: Option<NotKept>,
     /// Why no index of its layers that others have pushed is used, if it is the same for all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_pushed_index: Option<String>,
@@ -541,6 +544,7 @@ impl Health {
             hosts: registry.map(RegistrySource::hosts).filter(|hosts| hosts.len() > 1).unwrap_or_default(),
             waiting: outages.map(Outages::status).unwrap_or_default(),
             refused: outages.and_then(Outages::refusal),
+            not_kept: fs.not_kept(),
             no_pushed_index: fs.no_pushed_index().map(ToOwned::to_owned),
             layers: fs.layer_status(),
         }

@@ -509,6 +509,11 @@ impl ImageFs {
         self.layers.no_pushed_index()
     }
 
+    /// What the cache cannot keep.
+    pub fn not_kept(&self) -> Option<crate::store::NotKept> {
+        self.layers.not_kept()
+    }
+
     /// Prefetches missing parts of the layers that are available now, as `policy` says.
     pub async fn prefetch(&self, policy: Prefetch) {
         self.layers.prefetch(policy).await;

@@ -341,6 +341,11 @@ impl Layers {
         self.trust.pushed.as_ref()?.said()
     }
 
+    /// What the cache cannot keep.
+    pub fn not_kept(&self) -> Option<crate::store::NotKept> {
+        self.shared_layers.store().not_kept()
+    }
+
     /// Bytes of blobs to be read by first passes, and bytes read so far.
     pub fn progress(&self) -> (u64, u64) {
         let mut total = 0;

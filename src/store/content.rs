@@ -339,7 +339,11 @@ impl Content {
             let noted = opened.files.write_all_at(&opened.map, &self.paths.data, digest.as_bytes(), at);
             noted.map_err(StoreError::io("write the presence map of", &self.paths.data))?;
         }
-        self.mark(&opened, span, Generation::after(before).get())
+        self.mark(&opened, span, Generation::after(before).get())?;
+        if !opened.in_memory {
+            opened.files.has_kept();
+        }
+        Ok(())
     }
 
     /// Whether these are the bytes that a present span was filled with, as far as the map has digests.

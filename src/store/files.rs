@@ -15,10 +15,11 @@ use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::StoreError;
 use super::open_files::OpenFiles;
@@ -61,6 +62,33 @@ pub trait Disk: Debug + Send + Sync {
     fn before(&self, effect: Effect<'_>) -> io::Result<()>;
 }
 
+/// What a process cannot store in its cache.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct NotKept {
+    /// What was to be stored last.
+    pub what: String,
+    /// Why it was not.
+    pub why: String,
+    /// Whether the disk is full.
+    pub full: bool,
+    /// When that began, in seconds since 1970.
+    pub since: u64,
+}
+
+impl NotKept {
+    fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+        let causes = || std::iter::successors(Some(error), |error| error.source());
+        let why = causes().map(ToString::to_string).collect::<Vec<_>>().join(": ");
+        let mut kinds = causes().filter_map(|cause| Some(cause.downcast_ref::<io::Error>()?.kind()));
+        let full = kinds.any(|kind| matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded));
+        Self { what: String::new(), why, full, since: 0 }
+    }
+}
+
+fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
 /// The files of a cache directory, and the observer of their changes. Clones share state.
 #[derive(Clone, Debug)]
 pub(super) struct Files {
@@ -70,6 +98,7 @@ pub(super) struct Files {
     disk: Option<Arc<dyn Disk>>,
     /// Whether a failure to store something was already logged as a warning.
     told: Arc<AtomicBool>,
+    not_kept: Arc<Mutex<Option<NotKept>>>,
     /// When a lock last timed out.
     lock_timed_out: Arc<Mutex<Option<Instant>>>,
     pub(super) pool: OpenFiles,
@@ -82,6 +111,7 @@ impl Files {
             held: Arc::default(),
             disk,
             told: Arc::default(),
+            not_kept: Arc::default(),
             lock_timed_out: Arc::default(),
             pool: OpenFiles::default(),
         }
@@ -206,8 +236,25 @@ impl Files {
         self.disk.as_ref().map_or(Ok(()), |disk| disk.before(effect))
     }
 
+    /// What could not be stored the last time that it was tried.
+    pub(super) fn not_kept(&self) -> Option<NotKept> {
+        lock(&self.not_kept).clone()
+    }
+
+    /// Notes that content was stored.
+    pub(super) fn has_kept(&self) {
+        if self.told.load(Ordering::Relaxed) {
+            lock(&self.not_kept).take();
+        }
+    }
+
     /// Logs that something cannot be stored: as a warning the first time, then at debug level.
     pub(super) fn cannot_keep(&self, what: &str, error: &(dyn std::error::Error + 'static)) {
+        {
+            let mut not_kept = lock(&self.not_kept);
+            let since = not_kept.as_ref().map_or_else(unix_time, |before| before.since);
+            *not_kept = Some(NotKept { what: what.to_owned(), since, ..NotKept::of(error) });
+        }
         if self.told.swap(true, Ordering::Relaxed) {
             tracing::debug!(error, "the cache cannot keep {what}");
         } else {

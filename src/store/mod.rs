@@ -60,7 +60,7 @@ use content::ContentPaths;
 pub use content::{Content, Generation, MapSize, NewContent};
 pub use evict::{Freed, Keep, LayerUsage, Usage};
 use files::Files;
-pub use files::{Disk, Effect};
+pub use files::{Disk, Effect, NotKept};
 use in_use::Marks;
 pub use index_file::{IndexFile, IndexName};
 pub use kernel_image::{SealedContent, is_verified_by_kernel};
@@ -259,6 +259,16 @@ impl Store {
     /// Logs that something cannot be stored: as a warning the first time, then at debug level.
     pub fn cannot_keep(&self, what: &str, error: &(dyn std::error::Error + 'static)) {
         self.files.cannot_keep(what, error);
+    }
+
+    /// What this process could not store the last time that it tried.
+    pub fn not_kept(&self) -> Option<NotKept> {
+        self.files.not_kept()
+    }
+
+    /// Notes that content was stored.
+    pub(crate) fn has_kept(&self) {
+        self.files.has_kept();
     }
 
     /// The path of the cache directory.

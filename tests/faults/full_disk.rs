@@ -36,10 +36,15 @@ impl SmallDisk {
         }
     }
 
-    /// Takes all the room there is.
-    fn fill(&self) {
+    /// Takes all bytes that there are.
+    fn fill_bytes(&self) {
         let mut filler = File::create(self.0.join("filler")).unwrap();
         while filler.write_all(&[0; 4096]).is_ok() {}
+    }
+
+    /// Takes all the room there is.
+    fn fill(&self) {
+        self.fill_bytes();
         // Nor is there room for another name.
         let mut names = 0;
         while File::create(self.0.join(format!("name{names}"))).is_ok() {
@@ -207,6 +212,43 @@ fn never_seen_layers_are_read_with_the_disk_full() {
 #[test]
 fn never_seen_layers_are_read_with_a_read_only_cache() {
     ill_from_the_start("read-only", SmallDisk::make_read_only);
+}
+
+/// What it is, since when, and what to do, until there is room again.
+#[test]
+fn status_tells_what_a_full_disk_does_not_keep() {
+    if cannot_mount() {
+        return;
+    }
+    let [first, second] = [1, 2].map(|seed| Random::new(seed).bytes(600_000));
+    let layer =
+        LayerBuilder::new().packing(Packing::Stored).file("first", first.clone()).file("second", second.clone());
+    let registry = served(&ImageBuilder::new().layer(layer).build());
+    let reference = registry.reference(NAME, "1");
+    let sandbox = Sandbox::new();
+    let Some(disk) = SmallDisk::mount(sandbox.cache()) else { return };
+    assert!(sandbox.run(["ls", &reference]).status.success());
+    sandbox.drop_content();
+    disk.fill_bytes();
+    let at = sandbox.mount_with(&reference, "a", &["--prefetch=none"]);
+    let status = |more: &[&str]| {
+        let output = sandbox.peelfs(["status"]).args(more).arg(&at.path).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let not_kept = || serde_json::from_str::<serde_json::Value>(&status(&["--json"])).unwrap()["not_kept"].clone();
+    assert!(not_kept().is_null(), "nothing was to be kept yet");
+    assert!(std::fs::read(at.join("first")).unwrap() == first);
+    let told = not_kept();
+    let is_now = |since: u64| std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() - since < 3600;
+    assert!(told["full"] == true && told["since"].as_u64().is_some_and(is_now), "{told}");
+    let text = status(&[]);
+    for wanted in [" cannot keep a fetched span, since ", "No space left on device", "`peelfs cache prune`"] {
+        assert!(text.contains(wanted), "{text}");
+    }
+    disk.empty();
+    assert!(std::fs::read(at.join("second")).unwrap() == second);
+    assert!(not_kept().is_null(), "{}", status(&[]));
+    at.unmount();
 }
 
 #[test]

@@ -218,6 +218,7 @@ impl Store {
             hosts: Vec::new(),
             waiting: outages.iter().flat_map(|outages| outages.status()).collect(),
             refused: outages.iter().find_map(|outages| outages.refusal()),
+            not_kept: layers.first().and_then(|(_, fs)| fs.image().not_kept()),
             // It asks for none.
             no_pushed_index: None,
             layers: layers.iter().filter_map(|(_, fs)| fs.image().layer_status().pop()).collect(),
