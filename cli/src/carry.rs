@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use super::args::{AccessArgs, CarryCommand, ImageArgs, IndexCommand, MirrorArg, ProfileCommand, PushedFormat};
 use super::progress::{Counted, Meter, above};
 use super::{specs, text};
-use peelfs::content::{self, Profiles, TransferError};
+use peelfs::content::{self, ImportError, Imported, Profiles, TransferError};
 use peelfs::host::push::{self, Pushed, Step, Ztocs};
 use peelfs::host::report::{Code, Report};
 use peelfs::host::{open, process, sign};
@@ -135,15 +135,26 @@ fn index_file(command: &CarryCommand) -> Result<(), Report> {
             let imported = content::import_indexes(&store, &mut indexes, &by);
             drop(indexes);
             drop(meter);
-            let imported = imported.map_err(|error| {
-                let report = Report::from(error);
-                Report { message: format!("cannot import `{}`: {}", file.display(), report.message), ..report }
-            })?;
+            let imported = imported.map_err(|error| not_imported(file, error))?;
             let (new, known) = (text::count(imported.new.into(), "layer"), imported.known);
             let rest = if known > 0 { format!("; {known} known already") } else { String::new() };
             say(&format!("imported the indexes of {new}{rest}"))
         }
     }
+}
+
+/// An import that has failed, with what was taken all the same.
+fn not_imported(file: &Path, ImportError { imported, of, cause }: ImportError) -> Report {
+    let Imported { new, known } = imported;
+    let (all, taken) = match of {
+        0 => ("", String::new()),
+        of => {
+            let left = of.saturating_sub(new.saturating_add(known));
+            ("all of ", format!("; of its {of} indexes, {new} imported, {known} known already, {left} not taken"))
+        }
+    };
+    let report = Report::from(*cause);
+    Report { message: format!("cannot import {all}`{}`: {}{taken}", file.display(), report.message), ..report }
 }
 
 pub(super) fn profile(command: &ProfileCommand) -> Result<(), Report> {

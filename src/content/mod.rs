@@ -95,6 +95,6 @@ pub use shared::{SharedLayer, SharedLayers};
 pub use soci::BoundSoci;
 pub use soci_error::{NoIndex, SociError};
 pub use superseded::{drop_superseded, tidy};
-pub use transfer::{Imported, TransferError, complete_indexes, export_indexes, import_indexes};
+pub use transfer::{ImportError, Imported, TransferError, complete_indexes, export_indexes, import_indexes};
 pub use windows::{WindowSource, WindowsError};
 pub use ztoc::{ZtocError, make_ztoc};

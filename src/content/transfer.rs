@@ -15,7 +15,7 @@ use super::windows::{WindowSource, WindowsError, complete_windows};
 use crate::digest::Digest;
 use crate::layer::{Format, IndexError, LayerIndex, Proof, ReadAt, Stream, TakeApartError, write_with_windows};
 use crate::offsets::{BlobOffset, DecodedOffset};
-use crate::store::{IndexFile, IndexName, Store, StoreError};
+use crate::store::{IndexFile, IndexName, NewFile, Store, StoreError};
 
 /// Why indexes could not be exported or imported.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +68,19 @@ pub struct Imported {
     pub new: u32,
     /// Indexes that the store already had; it keeps its own.
     pub known: u32,
+}
+
+/// An import that did not take every index.
+#[derive(Debug, thiserror::Error)]
+#[error("{} of {of} indexes were not taken", of.saturating_sub(imported.new.saturating_add(imported.known)))]
+pub struct ImportError {
+    /// What was taken.
+    pub imported: Imported,
+    /// How many indexes the file says that it has; 0 if it was not read so far.
+    pub of: u32,
+    /// What is wrong with the file, or with its first index that was not taken.
+    #[source]
+    pub cause: Box<TransferError>,
 }
 
 /// Fetches the windows that indexes of some layers are without, so that they can be exported.
@@ -169,54 +182,95 @@ impl Exported {
 }
 
 /// Reads exported indexes, for which `by` vouches, into the store. Before an index is published, its pages and spans
-/// are checked, and that it names the layer that it is stored under.
+/// are checked, and that it names the layer that it is stored under. One that cannot be used is left out.
 ///
 /// # Errors
-/// [`TransferError`]; indexes before the bad one are kept.
-pub fn import_indexes(store: &Store, from: &mut impl Read, by: &str) -> Result<Imported, TransferError> {
+/// [`ImportError`], which says what was taken all the same.
+pub fn import_indexes(store: &Store, from: &mut impl Read, by: &str) -> Result<Imported, ImportError> {
+    let mut imported = Imported::default();
+    let mut unusable = None;
+    let mut of = 0;
+    let done = import_all(store, from, by, (&mut imported, &mut unusable, &mut of));
+    match unusable.map_or(done, Err) {
+        Ok(()) => Ok(imported),
+        Err(cause) => Err(ImportError { imported, of, cause: Box::new(cause) }),
+    }
+}
+
+/// As [`import_indexes`], with what was taken, the first index that cannot be used, and how many the file says that it has.
+fn import_all(
+    store: &Store,
+    from: &mut impl Read,
+    by: &str,
+    (imported, unusable, of): (&mut Imported, &mut Option<TransferError>, &mut u32),
+) -> Result<(), TransferError> {
     let mut head = [0; 16];
     whole(from, &mut head)?;
     if head[..8] != *MAGIC || head[8..12] != VERSION.to_le_bytes() {
         return Err(TransferError::NotAnExport { why: "unknown header" });
     }
-    let count = u32::from_le_bytes(head[12..].try_into().expect("4 bytes were cut"));
-    let mut imported = Imported::default();
-    for _ in 0..count {
-        let mut length = [0];
-        whole(from, &mut length)?;
-        let mut name = vec![0; length[0].into()];
-        whole(from, &mut name)?;
-        let layer: Option<Digest> = std::str::from_utf8(&name).ok().and_then(|name| name.parse().ok());
-        let layer = layer.ok_or(TransferError::NotAnExport { why: "a layer's name is not a digest" })?;
-        let mut length = [0; 8];
-        whole(from, &mut length)?;
-        let length = u64::from_le_bytes(length);
-        let mut new = store.new_index(&layer)?;
-        if io::copy(&mut from.take(length), &mut new)? != length {
-            return Err(TransferError::NotAnExport { why: "it is cut short" });
-        }
-        let unusable = |cause| TransferError::Index { layer: layer.clone(), cause };
-        let index = checked(new.file().try_clone()?, &layer).map_err(unusable)?;
-        let name = match index.stream() {
-            Stream::Blob => IndexName::of_file(&layer),
-            Stream::Tar | Stream::Bodies => (&layer).into(),
-        };
-        if store.index(name).is_some_and(|known| checked(known, &layer).is_ok()) {
-            imported.known += 1;
-        } else {
-            store.call_index(&mut new, name);
-            let (end_at, end) = index.end_with(Proof::vouched(Format::Exported, by));
-            new.cut(end_at)?;
-            new.write_all(&end)?;
-            new.publish()?;
-            drop_superseded(store, &layer);
-            imported.new += 1;
+    *of = u32::from_le_bytes(head[12..].try_into().expect("4 bytes were cut"));
+    for _ in 0..*of {
+        match import_one(store, from, by) {
+            Ok(Taken::New) => imported.new += 1,
+            Ok(Taken::Known) => imported.known += 1,
+            Err(error @ TransferError::Index { .. }) => drop(unusable.get_or_insert(error)),
+            Err(error) => return Err(error),
         }
     }
     match from.read(&mut [0])? {
-        0 => Ok(imported),
+        0 => Ok(()),
         _ => Err(TransferError::NotAnExport { why: "data after its last index" }),
     }
+}
+
+/// What became of an index.
+enum Taken {
+    New,
+    Known,
+}
+
+/// Reads the next index.
+fn import_one(store: &Store, from: &mut impl Read, by: &str) -> Result<Taken, TransferError> {
+    let mut length = [0];
+    whole(from, &mut length)?;
+    let mut name = vec![0; length[0].into()];
+    whole(from, &mut name)?;
+    let layer: Option<Digest> = std::str::from_utf8(&name).ok().and_then(|name| name.parse().ok());
+    let layer = layer.ok_or(TransferError::NotAnExport { why: "a layer's name is not a digest" })?;
+    let mut length = [0; 8];
+    whole(from, &mut length)?;
+    let mut new = store.new_index(&layer)?;
+    copy(from, &mut new, u64::from_le_bytes(length))?;
+    let unusable = |cause| TransferError::Index { layer: layer.clone(), cause };
+    let index = checked(new.file().try_clone()?, &layer).map_err(unusable)?;
+    let name = match index.stream() {
+        Stream::Blob => IndexName::of_file(&layer),
+        Stream::Tar | Stream::Bodies => (&layer).into(),
+    };
+    if store.index(name).is_some_and(|known| checked(known, &layer).is_ok()) {
+        return Ok(Taken::Known);
+    }
+    store.call_index(&mut new, name);
+    let (end_at, end) = index.end_with(Proof::vouched(Format::Exported, by));
+    new.cut(end_at)?;
+    new.write_all(&end)?;
+    new.publish()?;
+    drop_superseded(store, &layer);
+    Ok(Taken::New)
+}
+
+/// Copies so many bytes. An error says whether reading or writing has failed.
+fn copy(from: &mut impl Read, to: &mut NewFile, length: u64) -> Result<(), TransferError> {
+    let mut room = vec![0; PIECE.min(length) as usize];
+    let mut left = length;
+    while left > 0 {
+        let piece = &mut room[..PIECE.min(left) as usize];
+        whole(from, piece)?;
+        to.write_all(piece)?;
+        left -= piece.len() as u64;
+    }
+    Ok(())
 }
 
 fn whole(from: &mut impl Read, buf: &mut [u8]) -> Result<(), TransferError> {

@@ -887,6 +887,40 @@ fn the_cache_is_shown_pruned_and_found() {
     assert!(user.json(&["cache", "show", "--json"])["layers"].as_array().unwrap().is_empty());
 }
 
+/// It takes what it can, and says how much that was.
+#[test]
+fn a_damaged_file_of_indexes_is_imported_in_part() {
+    let user = User::with_layout(&small());
+    user.prints(&["ls", "oci:layout:1"]);
+    user.prints(&["index", "export", "oci:layout:1", "indexes"]);
+    let whole = std::fs::read(user.path("indexes")).unwrap();
+    let import = |file: &str, bytes: &[u8]| {
+        std::fs::write(user.path(file), bytes).unwrap();
+        let ran = user.run(&["index", "import", file, "--cache-dir", "other"]);
+        let layers = small().layers().iter().map(|layer| layer.digest.to_string()).collect::<Vec<_>>();
+        layers.iter().fold(ran.text, |text, layer| text.replace(layer, "LAYER"))
+    };
+    assert_snapshot!(import("header", &whole[..9]), @r"
+    --- stderr
+    error: cannot import `header`: not a file of exported indexes: it is cut short
+    --- exit 5
+    ");
+    let mut flipped = whole.clone();
+    // Behind the header, and the name and the length of the first index.
+    flipped[16 + 1 + 71 + 8 + 100] ^= 1;
+    assert_snapshot!(import("flipped", &flipped), @r"
+    --- stderr
+    error: cannot import all of `flipped`: the index of layer LAYER cannot be used: page 0 of the layer index is damaged; of its 2 indexes, 1 imported, 0 known already, 1 not taken
+    --- exit 5
+    ");
+    assert_snapshot!(import("cut", &whole[..whole.len() - 1]), @r"
+    --- stderr
+    error: cannot import all of `cut`: not a file of exported indexes: it is cut short; of its 2 indexes, 1 imported, 0 known already, 1 not taken
+    --- exit 5
+    ");
+    assert_snapshot!(import("whole", &whole), @"imported the indexes of 0 layers; 2 known already");
+}
+
 #[test]
 fn indexes_of_others_that_are_not_used_are_told() {
     let registry = registry(&small());
