@@ -1,6 +1,8 @@
 //! `peelfs cp`: copies a tree out of an image with its metadata.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,7 +34,9 @@ pub(super) fn run(args: &CpArgs) -> Result<(), Report> {
         let attr = named(&*tree, "copy", from, last).await?;
         let (parent, name) = destination(&args.to, &args.from, attr.kind)?;
         let target = Target::open(&parent, owners(args)).map_err(|error| unfit(&args.to, &parent, &error))?;
-        let mut copier = Copier { tree, target, meter, links: HashMap::new(), skipped_devices: 0 };
+        let copy = name.as_ref().map_or(parent.clone(), |name| parent.join(OsStr::from_bytes(name)));
+        let copy = (from.len(), copy);
+        let mut copier = Copier { tree, target, copy, meter, links: HashMap::new(), skipped_devices: 0 };
         copier.tree(from, name, attr).await?;
         // No bar is over its notes.
         drop(copier.meter);
@@ -74,6 +78,8 @@ fn destination(to: &Path, from: &Path, kind: Kind) -> Result<(PathBuf, Option<Ve
 struct Copier {
     tree: Arc<dyn Tree>,
     target: Target,
+    /// The length of the path that is copied, and where the copy is.
+    copy: (usize, PathBuf),
     meter: Meter,
     /// Where the first name of an inode with several was copied to.
     links: HashMap<NodeId, Vec<Vec<u8>>>,
@@ -225,10 +231,20 @@ impl Copier {
     }
 
     fn target_failed(&self, path: &[u8], error: &TargetError) -> Report {
-        let report = Report::new(Code::Failure, peelfs::image::chain(error));
-        let report = failed(shown(path), report);
+        let (before, copy) = &self.copy;
+        let below = path.get(*before..).unwrap_or_default();
+        let below = &below[below.iter().take_while(|byte| **byte == b'/').count()..];
+        let to = if below.is_empty() { copy.clone() } else { copy.join(shown(below)) };
+        let (from, to) = (shown(path).display(), to.display());
+        let report =
+            Report::new(Code::Failure, format!("cannot copy `{from}` to `{to}`: {}", peelfs::image::chain(error)));
         match error {
             TargetError::Owner { .. } => report.hint("copy with `--no-same-owner` to own the copies yourself"),
+            TargetError::Io { cause, .. }
+                if matches!(cause.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
+            {
+                report.hint("make room on that disk, or copy to another one; what was copied before is complete")
+            }
             _ => report,
         }
     }

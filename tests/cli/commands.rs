@@ -1156,14 +1156,14 @@ fn a_copy_never_follows_a_symlink_of_the_destination() {
     symlink(user.path("elsewhere"), user.path("out/etc")).unwrap();
     assert_snapshot!(user.run(&["cp", "oci:layout:1", "etc", "out"]).text, @r#"
     --- stderr
-    error: cannot copy `etc`: something that is not a directory is in the way
+    error: cannot copy `etc` to `out/etc`: something that is not a directory is in the way
     --- exit 1
     "#);
     assert_eq!(std::fs::read_dir(user.path("elsewhere")).unwrap().count(), 0);
     std::fs::create_dir_all(user.path("in-the-way/motd")).unwrap();
     assert_snapshot!(user.run(&["cp", "oci:layout:1", "etc/motd", "in-the-way"]).text, @r#"
     --- stderr
-    error: cannot copy `etc/motd`: a directory is in the way
+    error: cannot copy `etc/motd` to `in-the-way/motd`: a directory is in the way
     --- exit 1
     "#);
 }

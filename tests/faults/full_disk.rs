@@ -252,6 +252,23 @@ fn status_tells_what_a_full_disk_does_not_keep() {
 }
 
 #[test]
+fn a_copy_that_has_no_room_names_where_it_should_be() {
+    let image = ImageBuilder::new().layer(LayerBuilder::new().file("dir/large", Random::new(3).bytes(6 << 20))).build();
+    let registry = served(&image);
+    let reference = registry.reference(NAME, "1");
+    let sandbox = Sandbox::new();
+    let to = sandbox.path().join("small");
+    let Some(_disk) = SmallDisk::mount(to.clone()) else { return };
+    for (from, copied) in [("/", "dir/large"), ("/dir", "dir/large"), ("dir/large", "large")] {
+        let output = sandbox.peelfs(["cp", &reference, from]).arg(&to).output().unwrap();
+        let told = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        let wanted = format!("` to `{}`: cannot write it: No space left on device", to.join(copied).display());
+        assert!(told.contains(&wanted) && told.contains("hint: make room on that disk"), "{from}: {told}");
+    }
+}
+
+#[test]
 fn layers_are_read_without_a_cache_directory() {
     if cannot_mount() {
         return;
