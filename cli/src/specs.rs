@@ -10,7 +10,7 @@ use super::args::{
 };
 use peelfs::host::open;
 use peelfs::host::process;
-use peelfs::host::report::Report;
+use peelfs::host::report::{Code, Report};
 use peelfs::host::short_name::{self, Meaning};
 use peelfs::host::spec::{
     Access, CacheSpec, ImageSpec, IndexFrom, KernelOptions, MountSpec, Passthrough, Policy, Writable,
@@ -225,11 +225,11 @@ fn check_hosts_dir(mirrors: &Mirrors) -> Result<(), Report> {
     let Some(dir) = mirrors.hosts_dir.as_ref().filter(|_| !mirrors.no_files) else { return Ok(()) };
     let why = match std::fs::metadata(dir) {
         Ok(found) if found.is_dir() => return Ok(()),
-        Ok(_) => "it is not a directory".to_owned(),
-        Err(error) if error.kind() == ErrorKind::NotFound => "there is no such directory".to_owned(),
-        Err(error) => error.to_string(),
+        Ok(_) => (Code::Usage, "it is not a directory".to_owned()),
+        Err(error) if error.kind() == ErrorKind::NotFound => (Code::NotFound, "there is no such directory".to_owned()),
+        Err(error) => (Code::Failure, error.to_string()),
     };
-    Err(Report::usage(format!("hosts.toml files cannot be read from `{}`: {why}", dir.display()))
+    Err(Report::new(code, format!("hosts.toml files cannot be read from `{}`: {why}", dir.display()))
         .hint("correct `--hosts-dir` or PEELFS_HOSTS_DIR, or read no such files with `--mirror none`"))
 }
 

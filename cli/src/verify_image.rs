@@ -1,6 +1,7 @@
 //! `peelfs verify-image`: checks signatures; also a verifier of containerd and of peelfs itself.
 
 use std::ffi::{OsStr, OsString};
+use std::path::Path;
 
 use super::args::VerifyImageArgs;
 use super::specs;
@@ -71,17 +72,22 @@ fn verify(args: &VerifyImageArgs) -> Result<(), Report> {
 /// The required signature: from the keys that are given, else from the configuration.
 fn demand(args: &VerifyImageArgs, reference: &Reference) -> Result<Requirement, Report> {
     if !args.key.is_empty() {
-        let keys = signature_policy::keys(&args.key).map_err(|error| no_policy(&error))?;
+        let keys = signature_policy::keys(&args.key).map_err(|error| no_policy(&error, None))?;
         return Ok(Requirement::Signature(Demand { keys, same_repository: args.same_repository }));
     }
     let file = args.config.as_deref().unwrap_or(signature_policy::DEFAULT_FILE.as_ref());
-    Policy::read(file).and_then(|policy| policy.requirement(reference)).map_err(|error| no_policy(&error))
+    Policy::read(file).and_then(|policy| policy.requirement(reference)).map_err(|error| no_policy(&error, Some(file)))
 }
 
-fn no_policy(error: &PolicyError) -> Report {
+/// Why it is not known what is required, by the configuration in `file` or by keys that are given.
+fn no_policy(error: &PolicyError, file: Option<&Path>) -> Report {
     let report = Report::new(Code::Failure, chain(error));
     match error {
-        PolicyError::File { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound => {
+        PolicyError::File { path, cause } if cause.kind() == std::io::ErrorKind::NotFound => {
+            let report = Report { code: Code::NotFound, ..report };
+            if file != Some(&**path) {
+                return report;
+            }
             report.hint("name a key with `--key`, or write a configuration of images and their keys (`--config`)")
         }
         PolicyError::NoRule { .. } => Report { code: Code::Verification, ..report }

@@ -276,6 +276,28 @@ fn mistakes_are_named_with_a_hint_and_an_exit_code() {
     error: cannot read the credentials in `nowhere`: No such file or directory (os error 2)
     --- exit 3
     "#);
+    assert_snapshot!(run(&["verify-image", "--key", "nowhere", &image]), @r"
+    --- stderr
+    error: cannot read `nowhere`: No such file or directory (os error 2)
+    --- exit 3
+    ");
+    assert_snapshot!(run(&["verify-image", "--config", "nowhere", &image]), @r"
+    --- stderr
+    error: cannot read `nowhere`: No such file or directory (os error 2)
+    hint: name a key with `--key`, or write a configuration of images and their keys (`--config`)
+    --- exit 3
+    ");
+    assert_snapshot!(run(&["index", "push", "--sign-key", "nowhere", &image]), @r"
+    --- stderr
+    error: cannot read the private key `nowhere`: No such file or directory (os error 2)
+    --- exit 3
+    ");
+    assert_snapshot!(run(&["ls", "--hosts-dir", "nowhere", &image]), @r"
+    --- stderr
+    error: hosts.toml files cannot be read from `nowhere`: there is no such directory
+    hint: correct `--hosts-dir` or PEELFS_HOSTS_DIR, or read no such files with `--mirror none`
+    --- exit 3
+    ");
     assert_snapshot!(run(&["cache", "drop", "--content", &other]), @r#"
     --- stderr
     error: registry.test/library/app:2 is not in the cache, and the network may not be used
