@@ -1,6 +1,6 @@
 //! Whether an image can be reached, step by step.
 
-use super::check::Check;
+use super::check::{Check, State};
 use crate::text;
 use peelfs::host::process::{self, Purpose};
 use peelfs::host::reach::{self, Reached, ReachedRegistry};
@@ -24,8 +24,15 @@ pub(super) fn checks(image: &ImageSpec) -> Vec<Check> {
                 }
                 Err(error) => Check::failed(reference, error.into()).costs("it cannot be mounted").needed(),
             };
+            let unnamed = registry.as_ref().is_some_and(|registry| matches!(registry.addresses, Some(Err(_))));
             let mut checks = registry.map_or_else(Vec::new, |registry| registry_checks(registry, &image, is_insecure));
-            checks.push(image);
+            checks.push(match image.state {
+                // That it cannot be reached has its reason above.
+                State::Broken if unnamed => {
+                    Check { found: "its registry cannot be asked".to_owned(), remedy: None, ..image }
+                }
+                _ => image,
+            });
             checks
         }
         Err(error) => vec![Check::failed(reference, error.into()).costs("it cannot be mounted").needed()],
@@ -58,12 +65,13 @@ fn registry_checks(registry: ReachedRegistry, image: &Check, is_insecure: bool) 
             checks.push(Check::ok("login", contact.login));
             checks.push(Check::ok("manifest", format!("{} ({})", found.digest, found.media_type)));
         }
-        // The registry works; the nearest tag is told with the image.
-        Err(SourceError::NotFound { what, place, .. }) => checks.push(Check {
-            remedy: image.remedy.clone(),
-            ..Check::missing("manifest", format!("{what} not found in {place}"))
-                .costs("what the reference names does not exist")
-        }),
+        // This is why the image cannot be mounted, and is told with it.
+        Err(_) if image.state == State::Broken => {}
+        // The registry works.
+        Err(SourceError::NotFound { what, place, .. }) => checks.push(
+            Check::missing("manifest", format!("{what} not found in {place}"))
+                .costs("what the reference names does not exist any more"),
+        ),
         Err(error) => {
             let report = Report::from(error);
             checks.push(Check::failed("manifest", report).costs("the registry does not say what the reference names"));
