@@ -5,6 +5,7 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -123,14 +124,25 @@ impl Mount {
         let tell: Tell = Arc::new(move |files| Activity::of(&told_fs, told_registry.as_deref(), &requests, files));
         endpoint.iter().for_each(|endpoint| endpoint.tells_of(state.clone(), Arc::clone(&tell)));
         let published = status::publish(state, move || Health::of(&shown_fs, registry.as_deref()), tell);
-        let mut known = if handover.awaited { cover(&handover, &shown).await } else { Ok(()) };
-        if known.is_ok() {
+        let known = async {
+            if !handover.awaited {
+                return Ok(());
+            }
+            tokio::pin!(gone);
+            if let (Some(_), Shown::Image(fs)) = (&handover.spec.writable, &shown) {
+                // The kernel reads the image's root for an overlay, and would say of an image that cannot be read only that
+                // there was an error.
+                let root = async { fs.awaited(|fs| fs.attr(NodeId::ROOT)).await.map(drop) };
+                awaited(root, &shown, gone.as_mut(), asker).await?;
+            }
+            writable::cover_by_another(&handover).await?;
             upper_lock.iter_mut().for_each(UpperLock::used);
-        }
-        if known.is_ok() && handover.awaited && policy.wait {
-            known = all_known(&shown, gone, asker).await;
-        }
-        match known {
+            match policy.wait {
+                true => awaited(shown.all_known(), &shown, gone, asker).await,
+                false => Ok(()),
+            }
+        };
+        match known.await {
             Ok(()) => {
                 upper_lock.iter_mut().for_each(UpperLock::keep);
                 drop(upper_lock);
@@ -220,17 +232,6 @@ impl Prepared {
             connection: None,
         })
     }
-}
-
-/// Mounts the overlay of a mount, if it has one. The kernel reads the image's root for it, and would say of an image
-/// that cannot be read only that there was an error.
-async fn cover(handover: &Handover, shown: &Shown) -> Result<(), HostError> {
-    if handover.spec.writable.is_some()
-        && let Shown::Image(fs) = shown
-    {
-        fs.awaited(|fs| fs.attr(NodeId::ROOT)).await?;
-    }
-    writable::cover_by_another(handover).await
 }
 
 fn programs_of(shown: &Shown) -> Option<Programs> {
@@ -323,14 +324,18 @@ fn set_outage_policy(opened: &Opened, on_outage: OnOutage) {
     }
 }
 
-/// Waits until every layer is indexed and verified; ends early on an error of the requester or at an unmount.
-async fn all_known(shown: &Shown, gone: impl Future<Output = ()>, asker: &mut impl Asker) -> Result<(), HostError> {
-    let all = shown.all_known();
-    tokio::pin!(all, gone);
+/// Waits for what a mount must have before it is shown; ends early if the requester is gone, or at an unmount.
+async fn awaited<E: Into<HostError>>(
+    needed: impl Future<Output = Result<(), E>>,
+    shown: &Shown,
+    mut gone: Pin<&mut impl Future<Output = ()>>,
+    asker: &mut impl Asker,
+) -> Result<(), HostError> {
+    tokio::pin!(needed);
     let mut ticks = tokio::time::interval(TICK);
     loop {
         tokio::select! {
-            known = &mut all => return Ok(known?),
+            known = &mut needed => return known.map_err(Into::into),
             () = &mut gone => return Err(HostError::UnmountedBeforeVerified),
             _ = ticks.tick() => {
                 let (total, done) = shown.image().progress();

@@ -10,6 +10,7 @@ use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::{AbortHandle, JoinSet};
@@ -186,6 +187,8 @@ impl Server {
                 _ = ends.wait() => {
                     if self.ending.swap(true, Ordering::Relaxed) {
                         ending::disconnect();
+                        // What was made for mounts that are not ready is removed.
+                        let _ = tokio::time::timeout(REMOVED_WITHIN, table.served.shutdown()).await;
                         return Ok(());
                     }
                     self.end_all(&mut table).await;
@@ -420,6 +423,9 @@ impl Asker for Caller {
         self.server.tell(self.number, Word::Failed((&Report::from(error)).into())).await;
     }
 }
+
+/// Time limit for mounts to remove what was made for them, once the process was asked a second time to end.
+const REMOVED_WITHIN: Duration = Duration::from_secs(1);
 
 /// The mount number in a message that could not be parsed.
 fn number_in(text: &[u8]) -> Option<u64> {

@@ -140,6 +140,11 @@ impl UpperLock {
         }
         let is_missing = |name: &&str| std::fs::symlink_metadata(directory.join(name)).is_err();
         own.missing = [DIFF, WORK, IMAGE].into_iter().filter(is_missing).collect();
+        // A process that was killed before it had mounted the overlay has left its claim, and no changes.
+        if [DIFF, WORK].iter().all(is_missing) {
+            let _ = std::fs::remove_file(directory.join(IMAGE));
+            own.missing = vec![DIFF, WORK, IMAGE];
+        }
         own.claim(manifest)?;
         Ok(own)
     }

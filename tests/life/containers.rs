@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use peelfs::fuse::mounts;
 use peelfs::host::spec::Writable;
+use peelfs_loopback::faults::{Fault, Gate, Rule, Target};
 use peelfs_loopback::image::{Image, ImageBuilder, LayerBuilder};
 
 use peelfs_loopback::registry::{Catalog, Registry};
 use peelfs_loopback::tar::Entry;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use support::sandbox::{Sandbox, cannot_mount, is_missing, said};
+use support::sandbox::{MountPoint, Sandbox, cannot_mount, is_missing, said};
 
 /// A small system: busybox with what it needs, and two users.
 pub(super) fn system() -> Option<Vec<Entry>> {
@@ -312,6 +313,68 @@ fn what_is_written_is_not_kept_below_the_mount() {
     assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
     assert!(said(&refused).contains(", or below it"), "{}", said(&refused));
     assert!(!bundle.exists(), "nothing is left behind");
+}
+
+/// A mount that waits for its image, with a directory for changes that was made for it.
+fn waiting_writable<'a>(
+    sandbox: &'a Sandbox,
+    gate: &Gate,
+    more: &[&str],
+) -> (Registry, Child, MountPoint<'a>, PathBuf) {
+    let image = ImageBuilder::new().layer(LayerBuilder::new().file("f", "1")).build();
+    let registry = Registry::start(Catalog::new().image("team/app", "1", &image)).unwrap();
+    let layer = Target::Blob(image.layers()[0].digest.clone());
+    registry.faults().add(Rule::new(layer, Fault::Hang(gate.clone())));
+    let (upper, at) = (sandbox.path().join("made/upper"), sandbox.mount_point("m"));
+    let reference = registry.reference("team/app", "1");
+    let mut mount = sandbox.peelfs(["mount", &format!("--writable={}", upper.display()), &reference]);
+    let mount = mount.arg(&at.path).args(more).stderr(Stdio::piped()).spawn().unwrap();
+    let published = sandbox.path().join("run/peelfs");
+    while !upper.join("image").exists() || !published.exists() || at.state().is_none() {
+        support::pause();
+    }
+    (registry, mount, at, upper)
+}
+
+#[test]
+fn a_writable_mount_that_is_ended_early_leaves_nothing() {
+    if cannot_mount() {
+        return;
+    }
+    for more in [&[][..], &["--wait"], &["--foreground"], &["--foreground", "--no-keeper"]] {
+        for signal in [Signal::TERM, Signal::INT] {
+            let (sandbox, gate) = (Sandbox::new(), Gate::new());
+            let (_registry, mount, at, upper) = waiting_writable(&sandbox, &gate, more);
+            kill_process(Pid::from_raw(mount.id().cast_signed()).unwrap(), signal).unwrap();
+            mount.wait_with_output().unwrap();
+            while at.is_mounted() || upper.parent().unwrap().exists() {
+                support::pause();
+            }
+        }
+    }
+}
+
+/// Then nothing could be removed; it is no claim of that image to the directory.
+#[test]
+fn a_killed_mount_leaves_no_claim_to_its_changes() {
+    if cannot_mount() {
+        return;
+    }
+    let (sandbox, gate) = (Sandbox::new(), Gate::new());
+    let (_registry, mut mount, at, upper) = waiting_writable(&sandbox, &gate, &[]);
+    let keeper = at.state().unwrap()["keeper"]["pid"].as_i64().unwrap() as i32;
+    kill_process(Pid::from_raw(keeper).unwrap(), Signal::KILL).unwrap();
+    at.signal(Signal::KILL);
+    mount.wait().unwrap();
+    assert!(upper.join("image").exists());
+    while at.state().is_some() {
+        support::pause();
+    }
+    let other = ImageBuilder::new().layer(LayerBuilder::new().file("other", "2")).build();
+    let reference = layout(&sandbox, &other);
+    let mounted = at.try_mount(&reference, &[&format!("--writable={}", upper.display())]);
+    assert!(mounted.status.success(), "{}", said(&mounted));
+    assert_eq!(std::fs::read(at.join("other")).unwrap(), b"2");
 }
 
 #[test]
