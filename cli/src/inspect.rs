@@ -15,7 +15,7 @@ use peelfs::documents::ArtifactKind;
 use peelfs::host::open::{self, Opened};
 use peelfs::host::process;
 use peelfs::host::report::Report;
-use peelfs::image::{Considered, LayerRef};
+use peelfs::image::{Considered, LayerRef, shown_otherwise};
 use peelfs::layer::Format;
 use peelfs::source::registry::{HostStatus, RegistrySource};
 use peelfs::store::LayerUsage;
@@ -90,6 +90,12 @@ struct Layer<'a> {
     /// The path of the file that the blob is, as the manifest has it.
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<String>,
+    /// The path under which that file is shown, if that is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shown_as: Option<String>,
+    /// The number of the layer whose file is shown in its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hidden_by: Option<usize>,
     indexed: bool,
     /// What the manifest says that the layer brings along to be opened by, and what is wrong with that, if anything is.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -168,8 +174,14 @@ fn describe<'a>(
         opened.store.usage()?.layers.into_iter().map(|layer| (layer.digest.clone(), layer)).collect();
     let asked_for = |number: usize| opened.layer.is_none_or(|layer| usize::from(layer.0) == number);
     let layers = plan.layers.iter().enumerate().filter(|(number, _)| asked_for(*number));
-    let layers: Vec<Layer<'_>> =
+    let mut layers: Vec<Layer<'_>> =
         layers.map(|(at, layer)| of_layer((at + 1, layer), opened, stored[at].as_ref(), &used, explained)).collect();
+    for file in shown_otherwise(&plan.layers) {
+        if let Some(layer) = layers.iter_mut().find(|layer| layer.number == file.number) {
+            layer.shown_as = file.shown_as.map(|path| String::from_utf8_lossy(&path).into_owned());
+            layer.hidden_by = file.hidden_by;
+        }
+    }
     let raw = plan.configuration.raw.get();
     let registry = opened.registry.as_deref().filter(|_| explained.is_some());
     Ok(Description {
@@ -227,7 +239,7 @@ fn of_layer<'a>(
     let brings = Origin::tables(layer).into_iter().map(brought).collect();
     let path = layer.file().map(|file| String::from_utf8_lossy(file.path()).into_owned());
     let (blob, diff_id, indexed) = (described(&layer.blob), layer.content(), known.is_some());
-    Layer { number, blob, diff_id, path, indexed, brings, origins, known }
+    Layer { number, blob, diff_id, path, shown_as: None, hidden_by: None, indexed, brings, origins, known }
 }
 
 /// A layer that occurs twice in an image counts twice in the tree, once on disk.

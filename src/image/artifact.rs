@@ -3,6 +3,7 @@
 //! Both are layers like those of an image: one for each blob, which is one file or a tar. So whatever reads, verifies, caches
 //! and mounts an image does the same with them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -59,6 +60,65 @@ fn file(note: &FileNote, blob: &Descriptor, names: &mut LayerTree) -> Result<Nam
     let nanos = u32::try_from(note.mtime.rem_euclid(SECOND)).expect("a remainder of 10⁹");
     NamedFile::new(note.path.as_bytes(), (note.mode, note.uid, note.gid), Timestamp { seconds, nanos }, names)
 }
+
+/// A file that is not shown, or not under the name that the manifest gives it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ShownOtherwise {
+    /// The number of its layer, from 1.
+    pub number: usize,
+    /// The path in the manifest.
+    pub path: Vec<u8>,
+    /// The path under which it is shown, if that is another one.
+    pub shown_as: Option<Vec<u8>>,
+    /// The number of the layer whose file is shown in its place, or in that of a directory that it is in.
+    pub hidden_by: Option<usize>,
+}
+
+/// The files among these layers that are shown otherwise than the manifest says. What is in tars is not known here.
+pub fn shown_otherwise(layers: &[LayerRef]) -> Vec<ShownOtherwise> {
+    let files = (1..).zip(layers).filter_map(|(number, layer)| Some((number, &**layer.file()?)));
+    let files: Vec<(usize, &NamedFile, Vec<u8>)> =
+        files.map(|(number, file)| (number, file, file.shown_path())).collect();
+    let last: HashMap<&[u8], usize> = files.iter().map(|(number, _, shown)| (&**shown, *number)).collect();
+    let above = |path: &[u8]| path.iter().rposition(|byte| *byte == b'/');
+    let found = files.iter().filter_map(|(number, file, shown)| {
+        let paths = std::iter::successors(Some(&**shown), |path| Some(&path[..above(path)?]));
+        let hidden_by = paths.filter_map(|path| last.get(path).copied()).find(|by| by > number);
+        let shown_as = (file.path() != &**shown).then(|| shown.clone());
+        let is_otherwise = hidden_by.is_some() || shown_as.is_some();
+        is_otherwise.then(|| ShownOtherwise { number: *number, path: file.path().to_vec(), shown_as, hidden_by })
+    });
+    found.collect()
+}
+
+/// What to tell the user of files that are shown otherwise: those that are hidden, and those whose names lead out of the
+/// artifact.
+pub(super) fn notes(layers: &[LayerRef], reference: &str) -> Vec<String> {
+    let all = shown_otherwise(layers);
+    let name = |path: &[u8]| format!("`{}`", path.escape_ascii());
+    let hidden = |file: &ShownOtherwise| {
+        Some(format!("{} of layer {} by layer {}", name(&file.path), file.number, file.hidden_by?))
+    };
+    let renamed = |file: &ShownOtherwise| {
+        let leads_out = file.path.split(|byte| *byte == b'/').any(|part| part == b"..");
+        Some(format!("{} as {}", name(&file.path), name(file.shown_as.as_ref().filter(|_| leads_out)?)))
+    };
+    let listed = |of: &dyn Fn(&ShownOtherwise) -> Option<String>| {
+        let told: Vec<String> = all.iter().filter_map(of).collect();
+        let more = told.len().saturating_sub(NAMED);
+        let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+        (!told.is_empty()).then(|| format!("{}{more}", told[..told.len().min(NAMED)].join(", ")))
+    };
+    let hidden = listed(&hidden).map(|told| {
+        format!("files of {reference} are hidden by later ones: {told}; `peelfs mount --as-layout` shows every blob")
+    });
+    let renamed = listed(&renamed)
+        .map(|told| format!("names of {reference} lead out of it, and files are shown within it: {told}"));
+    hidden.into_iter().chain(renamed).collect()
+}
+
+/// Files named in a note.
+const NAMED: usize = 3;
 
 /// A manifest for an image layout.
 pub(super) struct Listed<'a> {

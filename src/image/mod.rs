@@ -34,7 +34,7 @@ use std::sync::Arc;
 pub use crate::content::{Considered, IndexChoice, LayerRef, Prefetch, SharedLayers};
 pub use activity::{FileReport, ImageActivity};
 pub use apart::{Apart, briefly};
-pub use artifact::View;
+pub use artifact::{ShownOtherwise, View, shown_otherwise};
 pub use chain::chain;
 pub use choice::{LayerChoice, LayerChoiceError, NoSuchLayer};
 pub use fs::{DirEntry, FsError, ImageFs, NotNow, Now, ReadObserver};

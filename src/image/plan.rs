@@ -499,6 +499,11 @@ impl Resolver<'_> {
                 digest: artifact.layers[number].digest.clone(),
                 cause,
             })?;
+        // A process that takes over a mount need not say it again.
+        let is_told = self.before.has(&candidate.descriptor.digest) || matches!(self.view, View::Layout { .. });
+        for note in artifact::notes(&layers, &self.reference.to_string()).iter().filter(|_| !is_told) {
+            tracing::info!(target: "peelfs::note", "{note}");
+        }
         let blobs = [std::slice::from_ref(&artifact.config), &artifact.layers].concat();
         let plan = Plan {
             root,

@@ -13,7 +13,7 @@ use super::entry::{EntryId, Timestamp};
 use super::index::LayerIndex;
 use super::proof::{IndexedLayer, Proof, Stream};
 use super::tar::{TarEntry, TarKind};
-use super::tree::{LayerTree, Limits, TreeError, is_hidden};
+use super::tree::{LayerTree, Limits, TreeError, clean, is_hidden};
 use super::write::write_index_of;
 
 /// The name and metadata of a file that is all of a layer.
@@ -87,6 +87,11 @@ impl NamedFile {
         &self.path
     }
 
+    /// The path under which it is shown: as in a tar, none leads out of the root.
+    pub fn shown_path(&self) -> Vec<u8> {
+        clean(&self.path, usize::MAX).expect("a path is cleaned once before")
+    }
+
     /// An index that has the file of this blob, with its name, and no spans.
     pub fn names(&self, blob: &Digest, size: u64) -> LayerIndex {
         index_of(&self.entry(size), blob, size)
@@ -155,6 +160,7 @@ mod tests {
             ("a\nb", "a\nb"),
         ] {
             assert_eq!(shown(path), expected);
+            assert_eq!(named(&[path]).unwrap()[0].shown_path(), expected.as_bytes());
         }
         let long = "n".repeat(256);
         let refused: Vec<_> = [&["a\0b"][..], &[&long], &[".."], &["."], &["a/.wh.b"], &["a", "a/b"]]

@@ -165,6 +165,55 @@ fn one_blob_may_be_a_file_here_and_a_layer_there() {
 }
 
 #[test]
+fn files_that_are_hidden_or_renamed_are_told_once() {
+    let artifact = ["same", "dir/below", "../../out", "same", "dir", "/plain"]
+        .iter()
+        .fold(ArtifactBuilder::new("application/x"), |artifact, title| artifact.file(title, *title))
+        .build();
+    let (registry, sandbox) = (registry(&artifact), Sandbox::new());
+    let reference = registry.reference("m", "1");
+    let hidden = format!(
+        "note: files of {reference} are hidden by later ones: `same` of layer 1 by layer 4, `dir/below` of layer 2 by \
+         layer 5; `peelfs mount --as-layout` shows every blob\n"
+    );
+    let renamed =
+        format!("note: names of {reference} lead out of it, and files are shown within it: `../../out` as `out`\n");
+    for command in ["ls", "inspect"] {
+        let output = sandbox.run([command, &reference]);
+        assert!(output.status.success(), "{}", said(&output));
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), format!("{hidden}{renamed}"), "{command}");
+        if command == "ls" {
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), "dir\nout\nplain\nsame\n");
+        } else {
+            let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            let layers = told["layers"].as_array().unwrap();
+            let found = layers.iter().map(|layer| (layer["shown_as"].as_str(), layer["hidden_by"].as_u64()));
+            assert_eq!(
+                found.collect::<Vec<_>>(),
+                [
+                    (None, Some(4)),
+                    (None, Some(5)),
+                    (Some("out"), None),
+                    (None, None),
+                    (None, None),
+                    (Some("plain"), None)
+                ]
+            );
+        }
+    }
+    if cannot_mount() {
+        return;
+    }
+    let at = sandbox.mount_point("m");
+    let mounted = at.try_mount(&reference, &[]);
+    assert_eq!(String::from_utf8(mounted.stderr).unwrap(), format!("{hidden}{renamed}"));
+    at.unmount();
+    assert_eq!(sandbox.logs(), "");
+    let whole = at.try_mount(&reference, &["--as-layout"]);
+    assert_eq!(String::from_utf8(whole.stderr).unwrap(), "", "it shows every blob");
+}
+
+#[test]
 fn an_index_leads_to_an_artifact_if_it_has_no_image() {
     let (image, files) = (
         ImageBuilder::new().layer(LayerBuilder::new().file("of-image", "i")).build(),

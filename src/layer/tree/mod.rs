@@ -24,6 +24,7 @@ mod path;
 
 pub use error::TreeError;
 pub use limits::Limits;
+pub(super) use path::clean;
 
 use std::ops::Range;
 

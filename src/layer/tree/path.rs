@@ -3,7 +3,7 @@
 use super::{NAME_MAX, TreeError, WHITEOUT, too_long};
 
 /// A path without empty or `.` parts, with `..` applied and stopped at the root, and no surrounding slashes.
-pub(super) fn clean(path: &[u8], limit: usize) -> Result<Vec<u8>, TreeError> {
+pub(in crate::layer) fn clean(path: &[u8], limit: usize) -> Result<Vec<u8>, TreeError> {
     if path.len() > limit {
         return Err(TreeError::PathTooLong { len: path.len(), limit });
     }
