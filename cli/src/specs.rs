@@ -164,7 +164,7 @@ fn image_as_written(args: &ImageArgs) -> Result<ImageSpec, Report> {
         // Which kind of archive it is, is seen when it is read.
         "-" => PIPE.parse::<Reference>()?.called(STANDARD_INPUT),
         typed => match typed.strip_prefix('-').filter(|name| name.starts_with([':', '@'])) {
-            Some(name) => format!("{PIPE}{name}").parse()?,
+            Some(name) => piped(name).parse()?,
             None => typed.parse()?,
         },
     };
@@ -201,6 +201,15 @@ fn image_as_written(args: &ImageArgs) -> Result<ImageSpec, Report> {
 
 /// The archive in standard input.
 const PIPE: &str = "docker-archive:/dev/stdin";
+/// The same, where an image is named by its digest: only OCI archives have manifests with one.
+const OCI_PIPE: &str = "oci-archive:/dev/stdin";
+
+/// The image that is called `name` in the archive in standard input: `:TAG`, `@DIGEST`, or both.
+fn piped(name: &str) -> String {
+    let digest = name.rsplit_once('@').map(|(_, digest)| digest);
+    let pipe = if digest.is_some_and(|digest| digest.contains(':')) { OCI_PIPE } else { PIPE };
+    format!("{pipe}{name}")
+}
 
 /// Writes images of the archive in standard input, as in `-:TAG`, in a form that does not look like an option.
 pub(super) fn with_piped_images(line: Vec<OsString>) -> Vec<OsString> {
@@ -208,7 +217,7 @@ pub(super) fn with_piped_images(line: Vec<OsString>) -> Vec<OsString> {
     let written = |word: OsString| {
         options_ended |= word == "--";
         match word.to_str().and_then(|word| word.strip_prefix('-')).filter(|name| name.starts_with([':', '@'])) {
-            Some(name) if !options_ended => format!("{PIPE}{name}").into(),
+            Some(name) if !options_ended => piped(name).into(),
             _ => word,
         }
     };
@@ -223,7 +232,7 @@ pub(super) fn is_piped(typed: &str) -> bool {
 /// A directory that is named must exist; what it says of mirrors would be missed otherwise.
 fn check_hosts_dir(mirrors: &Mirrors) -> Result<(), Report> {
     let Some(dir) = mirrors.hosts_dir.as_ref().filter(|_| !mirrors.no_files) else { return Ok(()) };
-    let why = match std::fs::metadata(dir) {
+    let (code, why) = match std::fs::metadata(dir) {
         Ok(found) if found.is_dir() => return Ok(()),
         Ok(_) => (Code::Usage, "it is not a directory".to_owned()),
         Err(error) if error.kind() == ErrorKind::NotFound => (Code::NotFound, "there is no such directory".to_owned()),

@@ -631,7 +631,14 @@ fn archives_may_be_compressed_and_come_through_pipes() {
     let two = two_images(&user);
     let output = piped(&user, &["ls", "-"], &two);
     assert!(String::from_utf8_lossy(&output.stderr).contains("hint: add one of `1`, `2` after `:`"), "{output:?}");
-    for line in [&["cat", "-:2", "etc/motd"][..], &["cat", "--", "-:2", "etc/motd"]] {
+    let by_digest = format!("-@{}", small().root().digest);
+    let by_both = format!("-:1@{}", small().root().digest);
+    for line in [
+        &["cat", "-:2", "etc/motd"][..],
+        &["cat", "--", "-:2", "etc/motd"],
+        &["cat", &by_digest, "etc/motd"],
+        &["cat", "--", &by_both, "etc/motd"],
+    ] {
         let output = piped(&user, line, &two);
         assert_eq!((output.status.code(), &*output.stdout), (Some(0), &b"hello\n"[..]), "{output:?}");
     }
