@@ -117,6 +117,8 @@ impl Attributes {
             verify: match self.verify.as_str() {
                 "strict" => Verify::BeforeShowing,
                 "behind" => Verify::Behind,
+                // It would have the pod's author say whom the node believes.
+                "vouched" => return Err(wrong("verify", "vouched", &BY_OPERATOR)),
                 other => return Err(wrong("verify", other, &"it is `strict` or `behind`")),
             },
             prefetch: match self.prefetch.as_str() {
@@ -194,6 +196,8 @@ fn is_of_kubernetes(key: &str) -> bool {
     key.starts_with("csi.storage.k8s.io/") || key.starts_with("storage.kubernetes.io/")
 }
 
+const BY_OPERATOR: &str = "which indexes of others are believed is for the operator of the node to say (`peelfs csi --index-from`); \
+                           a volume is `strict` or `behind`";
 const NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
 const KNOWN: [&str; 6] = ["image", "platform", "subPath", "verify", "prefetch", "onOutage"];
 
@@ -238,6 +242,7 @@ mod tests {
             (&[("image", "UPPER")], "ro", "`image`: `UPPER`"),
             (&[("image", "a"), ("subPath", "a/../b")], "ro", "must not have `..`"),
             (&[("image", "a"), ("verify", "no")], "ro", "`strict` or `behind`"),
+            (&[("image", "a"), ("verify", "vouched")], "ro", "is for the operator of the node to say"),
             (&[("image", "a"), ("prefetch", "some")], "ro", "`all`, `profile` or `none`"),
             (&[("image", "a"), ("onOutage", "never")], "ro", "`onOutage`: `never`"),
             (&[("image", "a"), ("platform", "x y")], "ro", "`platform`"),
