@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use crate::fuse::fs_context::{self, by_descriptor, said_by};
-use crate::fuse::mounts::KERNEL_SOURCE as SOURCE;
+use crate::fuse::mounts::{KERNEL_SOURCE as SOURCE, OVERLAYFS};
 
 /// The files of an image.
 #[derive(Debug)]
@@ -166,11 +166,10 @@ fn source_of(reference: &str) -> String {
 ///
 /// EROFS needs the operation `read_folio` of the file system. These lack it.
 pub fn file_system_without_read_folio(file: &File) -> Option<&'static str> {
-    /// `OVERLAYFS_SUPER_MAGIC`, `TMPFS_MAGIC`
-    const OVERLAY: u64 = 0x794c_7630;
+    /// `TMPFS_MAGIC`
     const TMPFS: u64 = 0x0102_1994;
     match rustix::fs::fstatfs(file).ok()?.f_type as u64 {
-        OVERLAY => Some("overlayfs"),
+        OVERLAYFS => Some("overlayfs"),
         TMPFS => Some("tmpfs"),
         _ => None,
     }

@@ -212,10 +212,9 @@ impl Search<'_> {
         let may_ask = self.image.access.network == Network::Allowed;
         match asked {
             Ok(Document(media_type, bytes)) => {
-                let digest = Digest::of(Algorithm::Sha256, &bytes);
-                let media_type = media_type.unwrap_or(MediaType::OciIndex).as_str().to_owned();
-                let size = bytes.len() as u64;
-                let record = TagRecord { reference: canonical, digest, media_type, size };
+                let (media_type, digest) =
+                    (media_type.unwrap_or(MediaType::OciIndex), Digest::of(Algorithm::Sha256, &bytes));
+                let record = TagRecord::new(canonical, &Descriptor::new(media_type, digest, bytes.len() as u64));
                 self.keep(&record.digest, &bytes);
                 if let Err(error) = self.store.keep_tag(&record) {
                     self.store.cannot_keep("where signatures are", &error);
