@@ -189,7 +189,7 @@ impl Mounted {
         loop {
             match self.source.outages().unwrap().status() {
                 waits if waits.is_empty() => return,
-                waits => assert!(begun.elapsed().as_secs() < 20, "still waited for: {waits:?}"),
+                waits => assert!(begun.elapsed() < HANGS, "still waited for: {waits:?}"),
             }
             tokio::task::yield_now().await;
         }
@@ -200,7 +200,7 @@ impl Mounted {
         loop {
             match self.read(path).await {
                 Ok(bytes) => return bytes,
-                Err(error) => assert!(begun.elapsed().as_secs() < 20, "not well again: {}", image::chain(&error)),
+                Err(error) => assert!(begun.elapsed() < HANGS, "not well again: {}", image::chain(&error)),
             }
             tokio::task::yield_now().await;
         }
@@ -353,7 +353,7 @@ fn cell(packing: Packing, number: usize, policy: OnOutage, cold: bool) -> bool {
         // If an answer is required, the limit is longer than any takes, however busy the machine is.
         let policy = match (policy, comes) {
             (policy, Comes::Patience | Comes::Any) => policy,
-            (OnOutage::Deadline(patience), _) => OnOutage::Deadline(10 * patience),
+            (OnOutage::Deadline(_), _) => PATIENT,
             (policy, _) => policy,
         };
         let mounted = bench.open(policy).await.unwrap();
@@ -362,7 +362,7 @@ fn cell(packing: Packing, number: usize, policy: OnOutage, cold: bool) -> bool {
         }
         rules.into_iter().for_each(|rule| bench.registry.faults().add(rule));
         let begun = Instant::now();
-        let reading = tokio::time::timeout(Duration::from_secs(20), mounted.read("f"));
+        let reading = tokio::time::timeout(HANGS, mounted.read("f"));
         let read = reading.await.unwrap_or_else(|_| panic!("{what}: no answer"));
         match &read {
             Ok(bytes) => assert!(*bytes == bench.content, "{what}: wrong bytes"),
@@ -398,16 +398,22 @@ fn cell(packing: Packing, number: usize, policy: OnOutage, cold: bool) -> bool {
         assert!(mounted.read_when_well("f").await == bench.content, "{what}: wrong bytes afterwards");
         assert_eq!(mounted.read_when_well("g").await, b"behind it", "{what}");
         mounted.waits_for_nothing().await;
-        assert!(!told(), "{what}: nothing fails any more");
+        // What was asked for during the fault may fail after it, where limits are short.
+        while told() {
+            assert!(begun.elapsed() < HANGS, "{what}: nothing fails any more");
+            mounted.read_when_well("g").await;
+        }
         read.is_ok()
     })
 }
 
-/// Twenty seconds of the machine's.
-const LONGER_THAN_ANY_ANSWER: Duration = Duration::from_secs(20_000);
+/// Hours of the machine's.
+const LONGER_THAN_ANY_ANSWER: Duration = Duration::from_secs(20_000_000);
+/// What has not come after this time of the machine's never comes, however busy it is.
+const HANGS: Duration = Duration::from_secs(600);
 const DEADLINE: OnOutage = OnOutage::Deadline(Duration::from_secs(60));
 /// More than any answer takes here, however busy the machine is.
-const PATIENT: OnOutage = OnOutage::Deadline(Duration::from_secs(600));
+const PATIENT: OnOutage = OnOutage::Deadline(LONGER_THAN_ANY_ANSWER);
 
 #[test]
 fn every_fault_of_a_range_ends_in_time_and_heals() {

@@ -354,9 +354,39 @@ async fn a_mount_waits_for_whichever_is_back_first() {
     assert!(!bench.clock.pauses().is_empty());
 }
 
-/// A source that looks for a faster host after this time; another one is far faster if it takes a third of it.
-fn impatient(mirror: &Scripted, own: &Scripted, millis: u64) -> Bench {
-    mirrored(&[mirror.address], own.address, |options| options.deadlines.mirror = Duration::from_millis(millis))
+/// A source that looks for a faster host after [`IMPATIENT`].
+fn impatient(mirror: &Scripted, own: &Scripted) -> Bench {
+    mirrored(&[mirror.address], own.address, |options| options.deadlines.mirror = IMPATIENT)
+}
+
+const IMPATIENT: Duration = Duration::from_millis(800);
+
+/// Time stands still until this is dropped, but where a test moves it: so a limit is reached where the test wants it to be, however
+/// busy the machine is.
+struct StillTime(
+    #[expect(dead_code, reason = "dropping it ends the task that is blocked")] std::sync::mpsc::Sender<()>,
+);
+
+impl StillTime {
+    fn begin() -> Self {
+        tokio::time::pause();
+        let (held, until) = std::sync::mpsc::channel();
+        // Otherwise tokio moves the time on whenever all tasks wait; not while one is blocked.
+        tokio::task::spawn_blocking(move || until.recv());
+        Self(held)
+    }
+
+    /// The answer, for which the source has waited longer than [`IMPATIENT`] once `is_waiting`.
+    async fn slow<T>(&self, answer: impl Future<Output = T>, is_waiting: impl Fn() -> bool) -> T {
+        let passes = async {
+            while !is_waiting() {
+                tokio::task::yield_now().await;
+            }
+            // Timers have a resolution of a millisecond.
+            tokio::time::advance(IMPATIENT + Duration::from_millis(1)).await;
+        };
+        tokio::join!(answer, passes).0
+    }
 }
 
 /// A response that begins and does not go on.
@@ -370,10 +400,13 @@ fn stuck(request: &Request) -> Response {
 
 #[tokio::test]
 async fn a_mirror_that_is_slow_is_left_for_the_next() {
-    let (mirror, own) = (Scripted::start(stuck), complete());
-    let bench = impatient(&mirror, &own, 800);
-    for _ in 0..3 {
-        assert_eq!(read(&bench, &blob(&content()), 10..200_000).await.unwrap(), content()[10..]);
+    let (mirror, own, time) = (Scripted::start(stuck), complete(), StillTime::begin());
+    let bench = impatient(&mirror, &own);
+    let blob = blob(&content());
+    let has_begun = || bench.source.hosts()[0].received_bytes == 1000;
+    assert_eq!(time.slow(read(&bench, &blob, 10..200_000), has_begun).await.unwrap(), content()[10..]);
+    for _ in 0..2 {
+        assert_eq!(read(&bench, &blob, 10..200_000).await.unwrap(), content()[10..]);
     }
     assert_eq!(mirror.requests().len(), 1);
     let asked: Vec<_> = own.requests().iter().filter_map(Request::range).collect();
@@ -390,14 +423,18 @@ async fn a_mirror_that_is_slow_is_left_for_the_next() {
 async fn a_mirror_that_does_not_answer_is_not_waited_for() {
     for what in ["a tag", "a manifest", "a blob"] {
         let (mirror, own) = (Scripted::start(|_| Response::nothing().then_hang()), complete());
-        let bench = impatient(&mirror, &own, 800);
-        for _ in 0..3 {
-            match what {
-                "a tag" => drop(bench.source.head().await.unwrap()),
-                "a manifest" => manifest(&bench).await.unwrap(),
-                _ => assert_eq!(read(&bench, &blob(&content()), 0..200_000).await.unwrap(), content()),
-            }
+        let (bench, time) = (impatient(&mirror, &own), StillTime::begin());
+        let answer = async || match what {
+            "a tag" => drop(bench.source.head().await.unwrap()),
+            "a manifest" => manifest(&bench).await.unwrap(),
+            _ => assert_eq!(read(&bench, &blob(&content()), 0..200_000).await.unwrap(), content()),
+        };
+        time.slow(answer(), || !mirror.requests().is_empty()).await;
+        for _ in 0..2 {
+            answer().await;
         }
+        drop(time);
+        tokio::time::resume();
         assert_eq!(mirror.requests().len(), 1, "{what}");
         let told = bench.source.hosts()[0].passed_over.clone().unwrap();
         assert!(told.starts_with("not asked for 15 s: it "), "{what}: {told}");
@@ -430,10 +467,15 @@ async fn a_slow_mirror_is_kept_when_the_next_is_no_faster() {
                 if hangs_up { nothing.then_hang_up() } else { nothing.then_hang() }
             });
             let mirror = slow_until_compared(compared, begins);
-            let bench = impatient(&mirror, &own, 20);
-            for _ in 0..3 {
-                assert_eq!(read(&bench, &blob(&content()), 0..200_000).await.unwrap(), content());
+            let (bench, time) = (impatient(&mirror, &own), StillTime::begin());
+            let blob = blob(&content());
+            let slow = time.slow(read(&bench, &blob, 0..200_000), || !mirror.requests().is_empty());
+            assert_eq!(slow.await.unwrap(), content());
+            for _ in 0..2 {
+                assert_eq!(read(&bench, &blob, 0..200_000).await.unwrap(), content());
             }
+            drop(time);
+            tokio::time::resume();
             assert_eq!((mirror.requests().len(), own.requests().len()), (3, 1), "it is compared once");
             assert!(bench.source.hosts()[0].passed_over.is_none());
         }
@@ -453,8 +495,8 @@ async fn a_slow_answer_of_a_mirror_counts_if_it_comes_first() {
         let _ = compared.lock().unwrap().recv();
         Response::new(200, &[("Content-Type", OCI)], MANIFEST)
     });
-    let bench = impatient(&mirror, &own, 20);
-    manifest(&bench).await.unwrap();
+    let (bench, time) = (impatient(&mirror, &own), StillTime::begin());
+    time.slow(manifest(&bench), || !mirror.requests().is_empty()).await.unwrap();
     assert_eq!((mirror.requests().len(), own.requests().len()), (1, 1));
     assert!(bench.source.hosts()[0].passed_over.is_none());
 }
@@ -473,8 +515,9 @@ async fn a_mirror_that_fails_while_the_next_is_asked_is_left() {
         let _ = compared.lock().unwrap().recv();
         Response::nothing().then_hang_up()
     });
-    let bench = impatient(&mirror, &own, 20);
-    for _ in 0..3 {
+    let (bench, time) = (impatient(&mirror, &own), StillTime::begin());
+    time.slow(manifest(&bench), || !mirror.requests().is_empty()).await.unwrap();
+    for _ in 0..2 {
         manifest(&bench).await.unwrap();
     }
     assert_eq!((mirror.requests().len(), own.requests().len()), (1, 3));
