@@ -101,7 +101,7 @@ impl PushedIndexes {
     /// Asks the registry what there is, before any layer needs it.
     pub async fn look_ahead(&self) {
         if let Some(referring) = &self.referring {
-            // Whoever needs it is told of an error.
+            // The layer that needs it is told of an error.
             let _ = tokio::time::timeout(FIND_LIMIT, referring.of_type(INDEX_ARTIFACT)).await;
         }
     }
