@@ -109,7 +109,7 @@ pub(super) fn client(
         unranged: std::sync::atomic::AtomicBool::new(false),
         ranges: std::sync::Mutex::default(),
         long: Arc::new(Semaphore::new(options.connections.max(1))),
-        short: Arc::new(Semaphore::new(2 * options.connections.max(1))),
+        short: Arc::new(Semaphore::new(4 * options.connections.max(1))),
         cut: Cut::default(),
         lanes: std::sync::Mutex::default(),
         retrying: Arc::new(Semaphore::new(RETRYING)),

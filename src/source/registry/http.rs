@@ -376,7 +376,7 @@ impl Transport {
             .tcp_keepalive_retries(PROBES)
             .tcp_user_timeout(UNACKNOWLEDGED)
             .pool_idle_timeout(Duration::from_secs(90))
-            .pool_max_idle_per_host(16)
+            .pool_max_idle_per_host(32)
             .http2_initial_stream_window_size(STREAM_WINDOW)
             .http2_initial_connection_window_size(CONNECTION_WINDOW)
             .http2_max_header_list_size(HEADER_LIMIT)

@@ -129,7 +129,7 @@ pub struct RegistryOptions {
     pub user_agent: String,
     /// Whether it is also written to.
     pub rights: Rights,
-    /// Limit for concurrent long transfers; twice as many short ones may run beside them.
+    /// Limit for concurrent long transfers; four times as many short ones may run beside them.
     pub connections: usize,
     /// The clock.
     pub clock: Arc<dyn Clock>,
