@@ -1,7 +1,8 @@
 //! Decoding speed, in bytes of output, of a generated layer-like stream: our gzip decoder with marks and
-//! windows, against flate2 (zlib-rs) without; and zstd.
+//! windows, against flate2 (zlib-rs) without; and of one zstd frame, against libzstd without marks.
 //!
-//! `cargo bench --bench decode`; with `LAYER=path/to/layer.tar.gz`, that layer instead of the generated one.
+//! `cargo bench --bench decode`; with `LAYER=path/to/layer.tar.gz`, that layer instead of the generated one, and with
+//! `LEVEL=19`, zstd at another level than 3.
 
 #[path = "support/generated.rs"]
 mod generated;
@@ -43,7 +44,8 @@ static LAYER: LazyLock<Layer> = LazyLock::new(|| {
             (tar, gzip)
         }
     };
-    Layer { zstd: zstd::bulk::compress(&tar, 3).expect("zstd compresses"), gzip, length: tar.len() }
+    let level = std::env::var("LEVEL").map_or(3, |level| level.parse().expect("LEVEL is a number"));
+    Layer { zstd: zstd::bulk::compress(&tar, level).expect("zstd compresses"), gzip, length: tar.len() }
 });
 
 fn decode(compression: Compression, blob: &[u8]) -> usize {
@@ -94,5 +96,23 @@ fn zstd_with_marks(bencher: Bencher) {
     let layer = &*LAYER;
     bencher.counter(BytesCount::new(layer.length)).bench(|| {
         assert_eq!(decode(Compression::Zstd, &layer.zstd), layer.length);
+    });
+}
+
+#[divan::bench(sample_count = 10)]
+fn zstd_by_libzstd(bencher: Bencher) {
+    let layer = &*LAYER;
+    bencher.counter(BytesCount::new(layer.length)).bench(|| {
+        let mut out = vec![0; OutputBuffer::CAPACITY];
+        let input = BufReader::with_capacity(PIECE, &layer.zstd[..]);
+        let mut decoder = zstd::stream::read::Decoder::with_buffer(input).expect("a decoder");
+        let mut decoded = 0;
+        loop {
+            match decoder.read(&mut out).expect("a valid layer") {
+                0 => break,
+                length => decoded += length,
+            }
+        }
+        assert_eq!(decoded, layer.length);
     });
 }

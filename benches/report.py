@@ -208,10 +208,16 @@ def formats():
 
 
 def data():
-    for of in ("sqlite, 20 lookups", "sqlite, 100 lookups", "lmdb, 20 lookups", "rocksdb, 20 lookups"):
+    # More bytes only where they save a fifth of the time.
+    for of, time, share in (
+        ("sqlite, 20 lookups", None, "<= 1.2"),
+        ("sqlite, 100 lookups", "<= 0.8", "<= 2.5"),
+        ("lmdb, 20 lookups", None, "<= 1.2"),
+        ("rocksdb, 20 lookups", None, "<= 1.2"),
+    ):
         case = f"data, {of}"
-        yield Claim(case, "peelfs", "time", "peelfs-none")
-        yield Claim(f"{case}, received", "peelfs", "share", "peelfs-none", "<= 1.2")
+        yield Claim(case, "peelfs", "time", "peelfs-none", time)
+        yield Claim(f"{case}, received", "peelfs", "share", "peelfs-none", share)
         yield from all_of(case)
     case = "data, lance, 50 rows"
     yield Claim(case, "peelfs", "value", None, "<= 0.6")
