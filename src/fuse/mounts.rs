@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
 /// The used fields of a line of mountinfo (proc(5)).
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct MountPoint {
@@ -34,6 +36,14 @@ impl MountPoint {
     /// Whether it is a kernel mount of peelfs.
     pub fn is_shown_by_kernel(&self) -> bool {
         self.kind == "erofs" && self.source.starts_with(KERNEL_SOURCE)
+    }
+
+    /// The number of the topmost mount on this path that no other mount gets until the machine is restarted; `None` before
+    /// Linux 6.8. Asks the mount.
+    pub fn unique_id(&self) -> Option<u64> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+        let found = statx(CWD, &self.path, flags, StatxFlags::from_bits_retain(STATX_MNT_ID_UNIQUE)).ok()?;
+        (found.stx_mask & STATX_MNT_ID_UNIQUE != 0).then_some(found.stx_mnt_id)
     }
 
     /// The reference that peelfs mounted.
@@ -189,6 +199,8 @@ pub fn followed(path: &Path) -> std::io::Result<PathBuf> {
 pub const KERNEL_SOURCE: &str = "peelfs:";
 /// The kernel's limit.
 const SYMLINKS: usize = 40;
+/// statx(2).
+const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
 
 #[cfg(test)]
 mod tests {

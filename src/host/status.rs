@@ -108,8 +108,14 @@ pub struct ShownLayer {
 pub struct KernelMount {
     /// The device number of its file system.
     device: String,
-    /// The number of the mount.
+    /// The number of the mount. Another one gets it, and the device's, once this is unmounted.
     id: u64,
+    /// Where it was mounted.
+    #[serde(default)]
+    path: Option<PathBuf>,
+    /// The number of the mount that no other gets (Linux 6.8).
+    #[serde(default)]
+    unique_id: Option<u64>,
     /// The manifest's digest.
     pub manifest: String,
     /// Seconds since 1970.
@@ -435,6 +441,8 @@ pub(super) fn note_kernel_mount(mount: &MountPoint, opened: &Opened, files: &Fil
     let noted = KernelMount {
         device: mount.device.clone(),
         id: mount.id,
+        path: Some(mount.path.clone()),
+        unique_id: mount.unique_id(),
         manifest: opened.plan.manifest.digest.to_string(),
         since: handover::now(),
         cache: opened.store.root().to_owned(),
@@ -478,7 +486,12 @@ pub fn kernel_mounts(directory: &Path) -> Vec<KernelMount> {
 impl KernelMount {
     /// Whether it describes this mount.
     pub fn is_of(&self, mount: &MountPoint) -> bool {
-        mount.is_shown_by_kernel() && mount.device == self.device && mount.id == self.id
+        // One that was moved is where it was not mounted; nothing can be asked of one that another covers.
+        mount.is_shown_by_kernel()
+            && mount.device == self.device
+            && mount.id == self.id
+            && (self.path.as_ref().is_none_or(|path| *path == mount.path)
+                || self.unique_id.is_some_and(|id| mount.unique_id() == Some(id)))
     }
 }
 

@@ -369,6 +369,44 @@ fn a_kernel_mount_can_be_shown_with_other_owners() {
     at.unmount();
 }
 
+/// The kernel gives numbers of mounts and devices to others once they are free: what one session has recorded of a mount that
+/// has ended may fit another's.
+#[test]
+fn a_record_of_an_ended_mount_is_not_taken_for_another() {
+    if cannot_mount() {
+        return;
+    }
+    let (_, registry) = image();
+    let (sandbox, other) = (Sandbox::new(), Sandbox::new());
+    let at = mount(&sandbox, &registry, "a", ALWAYS);
+    let recorded = |sandbox: &Sandbox| {
+        let all = std::fs::read_dir(sandbox.path().join("run/peelfs")).into_iter().flatten();
+        all.map(|entry| entry.unwrap().path()).find(|path| path.extension().is_some_and(|name| name == "kernel"))
+    };
+    let record = recorded(&sandbox).unwrap();
+    let mut ended: serde_json::Value = serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();
+    let unique = ended["unique_id"].as_u64();
+    (ended["path"], ended["unique_id"]) = ("/ended".into(), unique.map(|id| id - 1).into());
+    // Makes the directory, too.
+    let own = mount(&other, &registry, "b", ALWAYS);
+    own.unmount();
+    std::fs::write(other.path().join("run/peelfs").join(record.file_name().unwrap()), ended.to_string()).unwrap();
+    let output = other.unmount_all();
+    assert!(output.status.success() && at.is_mounted(), "{}", said(&output));
+    assert_eq!(recorded(&other), None, "of a mount that has ended");
+    assert_eq!(std::fs::read(at.join("small")).unwrap(), b"small");
+    // Moved, it is still the one that was recorded, where the kernel can tell.
+    if unique.is_some() && !is_missing("mount") {
+        let moved = sandbox.mount_point("moved");
+        let output = Command::new("mount").arg("--move").args([&at.path, &moved.path]).output().unwrap();
+        if output.status.success() {
+            assert!(sandbox.unmount_all().status.success() && !moved.is_mounted());
+            return;
+        }
+    }
+    assert!(sandbox.unmount_all().status.success() && !at.is_mounted());
+}
+
 /// An image that EROFS does not support is served by a process with `auto`.
 #[test]
 fn an_image_that_erofs_cannot_hold_is_served_by_fuse() {
