@@ -396,6 +396,16 @@ pub(crate) enum KernelArg {
     Never,
 }
 
+/// `--kernel` of containers
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub(crate) enum ContainerKernelArg {
+    /// If all of it is cached already
+    #[default]
+    Auto,
+    /// No: a process serves it
+    Never,
+}
+
 /// `--passthrough`
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
 pub(crate) enum PassthroughArg {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
-use super::args::{ImageArgs, VerifyArg};
+use super::args::{ContainerKernelArg, ImageArgs, VerifyArg};
 use super::progress::{Bar, Quiet};
 use super::{environment, specs, volumes};
 use peelfs::bundle::{self, BundleError, BundleOptions, Configured, Network, Volume, VolumePolicy};
@@ -34,6 +34,9 @@ pub(crate) struct ContainerArgs {
     /// When bytes of the image may be shown
     #[arg(long, value_enum, default_value_t, value_name = "POLICY", help_heading = "Image")]
     pub verify: VerifyArg,
+    /// Let the kernel mount the image itself (EROFS), without a process (root; Linux 6.12)
+    #[arg(long, value_enum, default_value_t, value_name = "WHEN", help_heading = "Image")]
+    pub kernel: ContainerKernelArg,
     /// Run as this user (name or number) instead of the image's
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub user: Option<String>,
@@ -270,11 +273,20 @@ impl Plan<'_> {
             let spec = MountSpec { kernel, policy: Policy { verify, ..spec.policy }, ..spec };
             mount_point::hold(&spec, &at)?;
             // Without a process, once all of the image is cached.
-            let shown = by_kernel::mount_opened_if_whole(&spec, &opened, self.in_own_namespace).await?;
+            let shown = match self.args.kernel {
+                ContainerKernelArg::Auto => {
+                    Some(by_kernel::mount_opened_if_whole(&spec, &opened, self.in_own_namespace).await?)
+                }
+                ContainerKernelArg::Never => None,
+            };
             let quiet = self.quiet;
             let mounting = tokio::task::spawn_blocking(move || {
-                let Outcome::Not(why) = shown else { return Ok(()) };
-                let spec = MountSpec { by_fuse: Some(image::chain(&why)), ..spec };
+                let by_fuse = match shown {
+                    Some(Outcome::Not(why)) => Some(image::chain(&why)),
+                    Some(_) => return Ok(()),
+                    None => None,
+                };
+                let spec = MountSpec { by_fuse, ..spec };
                 let mut bar = Bar::new(quiet);
                 background::mount(&spec, Keeper::Process, &mut bar)
             });

@@ -818,6 +818,13 @@ fn a_container_of_a_cached_image_needs_no_server() {
     let unmounted = sandbox.unmount_all();
     assert!(unmounted.status.success(), "{}", said(&unmounted));
     assert_eq!(kinds().count(), 0);
+    // If that is not wanted.
+    let again = ["bundle", "--kernel", "never", "--entrypoint=true", &reference];
+    let made = sandbox.peelfs(again).arg(sandbox.path().join("again")).output().unwrap();
+    assert!(made.status.success(), "{}", said(&made));
+    assert!(left(&sandbox).iter().any(|process| process.contains("host\0server")), "a process serves it");
+    let unmounted = sandbox.unmount_all();
+    assert!(unmounted.status.success(), "{}", said(&unmounted));
 }
 
 #[test]
