@@ -140,7 +140,9 @@ fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Probe(args) => return host::probe::run(&args.at),
         Command::Host(args) => mount::host(&args),
     };
-    let code = match done {
+    // The error is the last that is said.
+    log::end();
+    match done {
         Ok(()) => {
             if let Some(nearby) = nearby {
                 eprintln!("note: that was an image of a registry; {}", nearby.hint());
@@ -156,9 +158,7 @@ fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
             // Other exit codes belong to the container.
             if is_run { runtime::FAILED.into() } else { report.code.into() }
         }
-    };
-    log::end();
-    code
+    }
 }
 
 /// A local file or directory of that name, for an image that was looked up in a registry.

@@ -41,6 +41,12 @@ pub(super) fn mount(args: MountArgs, kernel: KernelOptions) -> Result<MountSpec,
     let index_from = index_from(args.verify, &image);
     let mut image = ImageSpec { index_from, ..with_absolute_paths(image)? };
     if let Some(name) = args.as_layout {
+        // image-spec, annotations.md: `org.opencontainers.image.ref.name`.
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:@/+".contains(&byte);
+        if let Some(name) = name.as_ref().filter(|name| name.is_empty() || !name.bytes().all(allowed)) {
+            return Err(Report::usage(format!("`{}` is not a name of an image in a layout", name.escape_debug()))
+                .hint("names have letters, digits and -._:@/+, as in `--as-layout=app:1`"));
+        }
         let name = name.unwrap_or_else(|| image.reference.canonical()).into();
         image.view = View::Layout { name };
     }

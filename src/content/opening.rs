@@ -138,6 +138,11 @@ mod tests {
         let again = opened(&pass, &Origin::ALL, &here).await;
         assert!(again.origin == Origin::Store && again.passed_over.is_empty());
 
+        let mut of_other_size = self::pass(true);
+        of_other_size.layer.blob.size += 1;
+        let passed_over = crate::content::origin::open_stored(&of_other_size.layer, &Origin::ALL, &here).unwrap_err();
+        assert!(matches!(passed_over, NotStored::OtherSize { .. }), "{passed_over}");
+
         let mut file = Vec::new();
         export_indexes(&here, std::slice::from_ref(&pass.layer), &mut file).unwrap();
         import_indexes(&there, &mut &file[..], "/indexes/app").unwrap();

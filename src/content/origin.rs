@@ -275,6 +275,12 @@ pub enum NotStored {
         /// The diff_id of that layer.
         proven: Digest,
     },
+    /// It is of a blob of another size than the manifest says.
+    #[error("the index in the cache is of a blob of {known} bytes")]
+    OtherSize {
+        /// The size in the index.
+        known: u64,
+    },
     /// Its origin is not among those allowed.
     #[error("the proof of the index in the cache is not accepted: {proof:?}")]
     OtherOrigin {
@@ -323,6 +329,13 @@ fn open_named(name: IndexName<'_>, layer: &LayerRef, origins: &[Origin], store: 
             return Err(NotStored::Unusable(error));
         }
     };
+    let known = index.layer();
+    if known.blob == *blob && known.blob_size != layer.blob.size {
+        // Which of the two is right is seen by the bytes.
+        let (size, known) = (layer.blob.size, known.blob_size);
+        tracing::warn!(layer = %blob, size, known, "the manifest says another size of a layer than its cached index");
+        return Err(NotStored::OtherSize { known });
+    }
     if !layer.is(&index) {
         let proven = index.layer().diff_id.clone();
         tracing::warn!(layer = %blob, diff_id = %layer.content(), %proven, "the cached layer index proves another diff_id");

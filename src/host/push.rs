@@ -186,6 +186,9 @@ impl From<IndexPushError> for Report {
                 let Self { code, hint, .. } = Self::from_source(cause);
                 let hint = match (code, hint) {
                     (Code::Authentication, Some(hint)) => Some(format!("{hint}; or {elsewhere}")),
+                    (Code::Network, Some(hint)) if hint.contains("--offline") => {
+                        Some("check the network and the name of the registry, or try again later".to_owned())
+                    }
                     (_, hint) => hint,
                 };
                 Self { hint, ..told(code) }

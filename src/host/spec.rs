@@ -183,6 +183,10 @@ pub enum RepositoryError {
 /// [`RepositoryError`]
 pub fn repository(text: &str) -> Result<RegistryName, RepositoryError> {
     let plain = text.strip_prefix("docker://").unwrap_or(text);
+    if plain.contains("://") {
+        // Says what is wrong with a URL.
+        plain.parse::<Reference>()?;
+    }
     let name: RegistryName = plain.parse()?;
     if name.digest().is_some() || plain.rsplit('/').next().is_some_and(|last| last.contains(':')) {
         return Err(RepositoryError::TooMuch { text: text.to_owned() });
@@ -275,5 +279,7 @@ mod tests {
         for text in ["a", "r.example:5000/a", "docker://r.example:5000/a/b"] {
             repository(text).unwrap();
         }
+        let url = repository("http://r.example/a").unwrap_err().to_string();
+        assert!(url.contains("it is a URL"), "{url}");
     }
 }

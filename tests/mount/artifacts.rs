@@ -283,6 +283,8 @@ fn a_layout_is_what_skopeo_and_umoci_read() {
             assert!(std::fs::read(copy.join("blobs/sha256").join(digest.hex())).unwrap() == blob[..]);
         }
     }
+    let named = sandbox.mount_point("named").try_mount(&registry.reference("m", "1"), &["--as-layout=a b"]);
+    assert!(named.status.code() == Some(2) && said(&named).contains("`a b` is not a name"), "{}", said(&named));
     let at = sandbox.mount_with(&registry.reference("m", "1"), "layout", &["--as-layout=app"]);
     if !is_missing("umoci") {
         let unpacked = sandbox.path().join("unpacked");
