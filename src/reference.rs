@@ -408,12 +408,15 @@ impl Grammar {
         match (self, text.strip_prefix('@')) {
             (_, Some(position)) => position.parse().ok().map(Pick::Position),
             (Self::Docker, None) => RegistryName::parse(text).ok().map(|_| Pick::Named(text.to_owned())),
-            (Self::RefName, None) => {
-                let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._:@/+".contains(&b);
-                text.bytes().all(allowed).then(|| Pick::Named(text.to_owned()))
-            }
+            (Self::RefName, None) => is_ref_name(text).then(|| Pick::Named(text.to_owned())),
         }
     }
+}
+
+/// Whether an image in a layout may have this name, if it is not empty: `org.opencontainers.image.ref.name` (image-spec,
+/// annotations.md).
+pub fn is_ref_name(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:@/+".contains(&byte))
 }
 
 fn place(typed: &str) -> Result<Place, Why> {

@@ -270,23 +270,26 @@ impl Plan<'_> {
             let kernel = KernelOptions { suid: true, dev: true, allow_other: true, ..KernelOptions::default() };
             let verify = specs::verify(self.args.verify);
             let spec = MountSpec::new(image, &at);
-            let spec = MountSpec { kernel, policy: Policy { verify, ..spec.policy }, ..spec };
+            let mut spec = MountSpec { kernel, policy: Policy { verify, ..spec.policy }, ..spec };
             mount_point::hold(&spec, &at)?;
             // Without a process, once all of the image is cached.
-            let shown = match self.args.kernel {
+            let is_mounted = match self.args.kernel {
+                ContainerKernelArg::Never => false,
                 ContainerKernelArg::Auto => {
-                    Some(by_kernel::mount_opened_if_whole(&spec, &opened, self.in_own_namespace).await?)
+                    match by_kernel::mount_opened_if_whole(&spec, &opened, self.in_own_namespace).await? {
+                        Outcome::Mounted => true,
+                        Outcome::Not(why) => {
+                            spec.by_fuse = Some(image::chain(&why));
+                            false
+                        }
+                    }
                 }
-                ContainerKernelArg::Never => None,
             };
             let quiet = self.quiet;
             let mounting = tokio::task::spawn_blocking(move || {
-                let by_fuse = match shown {
-                    Some(Outcome::Not(why)) => Some(image::chain(&why)),
-                    Some(_) => return Ok(()),
-                    None => None,
-                };
-                let spec = MountSpec { by_fuse, ..spec };
+                if is_mounted {
+                    return Ok(());
+                }
                 let mut bar = Bar::new(quiet);
                 background::mount(&spec, Keeper::Process, &mut bar)
             });

@@ -17,7 +17,7 @@ use peelfs::host::spec::{
 };
 use peelfs::host::verifiers;
 use peelfs::image::{IndexChoice, Network, Prefetch, Verify, View};
-use peelfs::reference::{Place, Reference, STANDARD_INPUT};
+use peelfs::reference::{Place, Reference, STANDARD_INPUT, is_ref_name};
 use peelfs::source::registry::Surroundings;
 use peelfs::source::registry::mirrors::Mirrors;
 
@@ -41,9 +41,7 @@ pub(super) fn mount(args: MountArgs, kernel: KernelOptions) -> Result<MountSpec,
     let index_from = index_from(args.verify, &image);
     let mut image = ImageSpec { index_from, ..with_absolute_paths(image)? };
     if let Some(name) = args.as_layout {
-        // image-spec, annotations.md: `org.opencontainers.image.ref.name`.
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:@/+".contains(&byte);
-        if let Some(name) = name.as_ref().filter(|name| name.is_empty() || !name.bytes().all(allowed)) {
+        if let Some(name) = name.as_ref().filter(|name| name.is_empty() || !is_ref_name(name)) {
             return Err(Report::usage(format!("`{}` is not a name of an image in a layout", name.escape_debug()))
                 .hint("names have letters, digits and -._:@/+, as in `--as-layout=app:1`"));
         }

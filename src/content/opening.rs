@@ -140,7 +140,7 @@ mod tests {
 
         let mut of_other_size = self::pass(true);
         of_other_size.layer.blob.size += 1;
-        let passed_over = crate::content::origin::open_stored(&of_other_size.layer, &Origin::ALL, &here).unwrap_err();
+        let passed_over = open_stored(&of_other_size.layer, &Origin::ALL, &here).unwrap_err();
         assert!(matches!(passed_over, NotStored::OtherSize { .. }), "{passed_over}");
 
         let mut file = Vec::new();

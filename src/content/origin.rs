@@ -329,15 +329,15 @@ fn open_named(name: IndexName<'_>, layer: &LayerRef, origins: &[Origin], store: 
             return Err(NotStored::Unusable(error));
         }
     };
-    let known = index.layer();
-    if known.blob == *blob && known.blob_size != layer.blob.size {
-        // Which of the two is right is seen by the bytes.
-        let (size, known) = (layer.blob.size, known.blob_size);
-        tracing::warn!(layer = %blob, size, known, "the manifest says another size of a layer than its cached index");
-        return Err(NotStored::OtherSize { known });
-    }
     if !layer.is(&index) {
-        let proven = index.layer().diff_id.clone();
+        let indexed = index.layer();
+        if indexed.blob == *blob && indexed.blob_size != layer.blob.size {
+            // Which of the two is right is seen by the bytes.
+            let (size, known) = (layer.blob.size, indexed.blob_size);
+            tracing::warn!(layer = %blob, size, known, "the manifest says another size of a layer than its cached index");
+            return Err(NotStored::OtherSize { known });
+        }
+        let proven = indexed.diff_id.clone();
         tracing::warn!(layer = %blob, diff_id = %layer.content(), %proven, "the cached layer index proves another diff_id");
         return Err(NotStored::OtherLayer { proven });
     }

@@ -24,9 +24,9 @@ use crate::documents::{INDEX_ARTIFACT, IndexArtifact, SociIndex};
 use crate::image::{Limits, Network};
 use crate::reference::{Place, RegistryName};
 use crate::signature::PrivateKey;
-use crate::source::BlobSource;
 use crate::source::inlined::Inlined;
 use crate::source::registry::{Content, PushError, RegistrySource, Rights, Stored};
+use crate::source::{BlobSource, SourceError};
 
 /// What was pushed.
 #[derive(Clone, Debug)]
@@ -184,12 +184,13 @@ impl From<IndexPushError> for Report {
             IndexPushError::Push { cause: PushError::Source(ref cause), .. }
             | IndexPushError::Sign { cause: SignError::Push(PushError::Source(ref cause)), .. } => {
                 let Self { code, hint, .. } = Self::from_source(cause);
-                let hint = match (code, hint) {
-                    (Code::Authentication, Some(hint)) => Some(format!("{hint}; or {elsewhere}")),
-                    (Code::Network, Some(hint)) if hint.contains("--offline") => {
+                let hint = match (code, cause, hint) {
+                    (Code::Authentication, _, Some(hint)) => Some(format!("{hint}; or {elsewhere}")),
+                    // Nothing that is cached replaces a push.
+                    (_, SourceError::Unreachable { hint: None, .. }, _) => {
                         Some("check the network and the name of the registry, or try again later".to_owned())
                     }
-                    (_, hint) => hint,
+                    (_, _, hint) => hint,
                 };
                 Self { hint, ..told(code) }
             }
@@ -459,4 +460,25 @@ async fn existing(
     let Ok(bytes) = bytes.verify(&newest.digest, newest.size) else { return Ok(None) };
     let same = IndexArtifact::created(&bytes).is_some_and(|created| artifact.manifest(image, &created) == bytes);
     Ok(same.then_some(newest.digest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_push_is_told_of_what_helps_a_push() {
+        let hint = |hint| {
+            let source = SourceError::Unreachable {
+                what: "blob a".to_owned(),
+                place: "r.example".to_owned(),
+                why: "connection refused".to_owned(),
+                hint,
+            };
+            let place = "r.example/a".to_owned();
+            Report::from(IndexPushError::Push { place, cause: source.into() }).hint.unwrap_or_default()
+        };
+        assert!(hint(None).contains("check the network") && !hint(None).contains("--offline"), "{}", hint(None));
+        assert_eq!(hint(Some("log in")), "log in");
+    }
 }
